@@ -1,0 +1,1 @@
+"""Self-supervised differentiable architecture search for imbalanced image data."""

@@ -1,0 +1,143 @@
+"""What stages leave for one another: weights that carry their configuration, and text files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import safetensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ssnas.config import Run
+from ssnas.errors import InputError
+from ssnas.genotype import Genotype
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where the files of a run lie, below the project's top folder."""
+
+    folders: Mapping[str, str]
+
+    @property
+    def splits(self) -> Path:
+        return Path("data", self.folders["datasets"], "splits.npz")
+
+    @property
+    def supernet(self) -> Path:
+        return Path("artifacts", self.folders["searches"], "search", "supernet.safetensors")
+
+    @property
+    def network(self) -> Path:
+        return Path("artifacts", self.folders["rows"], "finetune", "network.safetensors")
+
+    def metrics(self, kind: str, name: str) -> Path:
+        """The file `name` among the metrics of the `kind` of entry that makes it."""
+        return Path("metrics", self.folders[kind], name)
+
+    def checkpoint(self, kind: str, stage: str) -> Path:
+        return Path(".checkpoints", self.folders[kind], stage)
+
+
+def search_description(run: Run) -> dict[str, Any]:
+    """What the searched weights depend on: the supernet file carries it, its readers compare."""
+    return {
+        "seed": run.seeds["searches"],
+        "flip": run.data.flip,
+        "search": dataclasses.asdict(run.search),
+        "views": dataclasses.asdict(run.views),
+        "data": digest(Places(run.folders).splits),
+    }
+
+
+def finetune_description(run: Run) -> dict[str, Any]:
+    """What the fine-tuned weights depend on: the network file carries it, its readers compare."""
+    places = Places(run.folders)
+    return {
+        "seed": run.seeds["rows"],
+        "finetune": dataclasses.asdict(run.finetune),
+        "genotype": digest(places.metrics("searches", "genotype.json")),
+        "supernet": digest(places.supernet),
+        "data": digest(places.splits),
+    }
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        InputError: if the file is missing.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: not found; `dvc repro` makes it") from error
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write a safetensors file that carries how its weights came about."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(tensors, partial, {"description": json.dumps(description, sort_keys=True)})
+    partial.replace(path)
+
+
+def load_weights(path: Path, expected: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights in a file, if they came about as `expected` says.
+
+    Raises:
+        InputError: if the file is missing, damaged, or was made with other parameters or data.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            found = json.loads((file.metadata() or {}).get("description", "{}"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: not found; `dvc repro` makes it") from error
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}); delete it and run `dvc repro`") from error
+    wanted = json.loads(json.dumps(expected))
+    different = [key for key in sorted({*wanted, *found}) if wanted.get(key) != found.get(key)]
+    if different:
+        raise InputError(
+            f"{path}: made with another {', '.join(different)} than the parameters now say; run "
+            "`dvc repro`, or `dvc checkout` to bring back the matching file"
+        )
+    return weights
+
+
+def read_genotype(path: Path) -> Genotype:
+    """The genotype in a file.
+
+    Raises:
+        InputError: if it is missing or not a genotype.
+    """
+    try:
+        return Genotype.from_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: not found; `dvc repro` makes it") from error
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A CSV whose columns are the keys, in the order of their first appearance."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    write_text(path, pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n"))
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

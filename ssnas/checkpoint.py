@@ -1,0 +1,139 @@
+"""Checkpoints: written atomically, and resumed only by the very work that wrote them."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import pickle
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from ssnas.errors import InputError
+
+log = logging.getLogger(__name__)
+
+FILE = "last.pt"
+
+
+def code_digest() -> str:
+    """SHA-256 over the sources of every `ssnas` module that is loaded."""
+    digest = hashlib.sha256()
+    for name in sorted(sys.modules):
+        if name == "ssnas" or name.startswith("ssnas."):
+            source = getattr(sys.modules[name], "__file__", None)
+            if source:
+                digest.update(name.encode() + Path(source).read_bytes())
+    return digest.hexdigest()
+
+
+class Checkpoint:
+    """The newest state of one piece of work, in a folder of its own.
+
+    Use as a context manager: it locks the folder, so that two processes never write it, and
+    leaves the checkpoint there if the work fails. `finish` removes it.
+
+    Args:
+        folder: outside the outputs that DVC manages, so that DVC does not delete it.
+        identity: what the work depends on (`parameters`, `data`, `code`: JSON-able values). A
+            checkpoint of another identity is set aside, with a message that says what differs.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.identity = json.loads(json.dumps(identity))
+        self._lock: Any = None
+
+    @property
+    def path(self) -> Path:
+        return self.folder / FILE
+
+    def __enter__(self) -> Checkpoint:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise InputError(
+                f"{self.folder}: another process is at this work; wait for it, or end it"
+            ) from error
+        for leftover in self.folder.glob("*.partial"):
+            leftover.unlink()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lock.close()
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint in one step: a crash leaves the old one or the new one.
+
+        Raises:
+            InputError: if it cannot be written, for instance on a full disk.
+        """
+        partial = self.folder / f"{FILE}.partial"
+        try:
+            with partial.open("wb") as file:
+                torch.save({"identity": self.identity, "state": dict(state)}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            kept = "the one before is kept" if self.path.exists() else "there is none yet"
+            raise InputError(
+                f"{self.path}: the checkpoint cannot be written ({error}); {kept}; free some "
+                "space and run the same command again to go on"
+            ) from error
+
+    def load(self) -> dict[str, Any] | None:
+        """The state to go on from, or None to start anew."""
+        if not self.path.exists():
+            return None
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            found, state = content["identity"], content["state"]
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
+            self._set_aside("cannot be read; it is truncated or damaged")
+            return None
+        differences = _differences(found, self.identity)
+        if differences:
+            self._set_aside(f"belongs to other work ({'; '.join(differences)})")
+            return None
+        return state
+
+    def finish(self) -> None:
+        """The work is done and its results are written: drop the checkpoint."""
+        self.path.unlink(missing_ok=True)
+
+    def _set_aside(self, reason: str) -> None:
+        aside = self.folder / f"set-aside-{time.strftime('%Y%m%d-%H%M%S')}.pt"
+        self.path.replace(aside)
+        log.warning("checkpoint %s %s: set aside as %s; starting anew", self.path, reason, aside)
+
+
+def _differences(found: Any, wanted: Any, where: str = "") -> list[str]:
+    """Readable differences between two identities."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        lines = []
+        for key in sorted({*found, *wanted}):
+            lines += _differences(found.get(key), wanted.get(key), f"{where}.{key}".lstrip("."))
+        return lines
+    if found == wanted:
+        return []
+    if isinstance(found, str) and len(found) == len(hashlib.sha256().hexdigest()):
+        return [f"other {where}"]
+    return [f"{where}: {found} there, {wanted} here"]

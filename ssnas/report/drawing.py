@@ -1,0 +1,268 @@
+"""The two cells of a genotype, drawn as in the DARTS paper (Liu et al. 2019, Figures 4 and 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
+from matplotlib.textpath import TextPath
+
+from ssnas.report.style import (
+    FAINT,
+    INK,
+    KINDS,
+    MUTED,
+    OPS,
+    PAPER,
+    op_colour,
+    save,
+    state_name,
+    styled,
+)
+
+if TYPE_CHECKING:
+    from ssnas.genotype import Edge, Genotype
+
+# One unit is one pixel of a picture shown 900 pixels wide.
+WIDTH, PANEL, GAP, LEGEND = 900, 332, 14, 40
+OUTPUT = 6
+# Six states and the output: placed so that the full graph of 14 edges has room for its labels.
+PLACES = np.array(
+    [(62, 233), (62, 63), (296, 150), (406, 250), (575, 60), (710, 186), (842, 152)], dtype=float
+)
+HALF_SIZE = np.array([(34, 17), (34, 17), *[(18, 18)] * 4, (30, 17)], dtype=float)
+TITLE_PLACE, TITLE_SIZE = np.array([90.0, PANEL - 32.0]), np.array([72.0, 14.0])
+FONT = 9.5
+_SWEEPS = 8
+_STEPS = np.linspace(0, 1, 29)[:, None]
+_BENDS = np.array([0.0, *(sign * b for b in (0.1, 0.2, 0.3, 0.42) for sign in (1, -1))])
+_TIMES = np.linspace(0.2, 0.8, 13)
+
+
+@dataclass
+class Arrow:
+    """One arrow of the drawing: its bend (matplotlib's arc3 `rad`) and where its label sits."""
+
+    source: int
+    target: int
+    op: str | None
+    bend: float = 0.0
+    time: float = 0.5
+
+    def curve(self, bend: float | np.ndarray, times: float | np.ndarray) -> np.ndarray:
+        """Points (..., 2) of the quadratic Bézier curve; `bend` and `times` broadcast with 2."""
+        start, end = PLACES[self.source], PLACES[self.target]
+        along = end - start
+        control = (start + end) / 2 + bend * np.array([along[1], -along[0]])
+        return (1 - times) ** 2 * start + 2 * times * (1 - times) * control + times**2 * end
+
+    @property
+    def points(self) -> np.ndarray:
+        """The chosen curve, sampled, shape (S, 2)."""
+        return self.curve(self.bend, _STEPS)
+
+    @property
+    def label_place(self) -> np.ndarray:
+        return self.curve(self.bend, self.time)
+
+    @property
+    def label_size(self) -> np.ndarray:
+        """Half width and half height of the label's box."""
+        return np.array([_text_width(self.op) / 2 + 8, 11.0])
+
+
+@cache
+def _text_width(text: str) -> float:
+    return TextPath((0, 0), text, size=FONT).get_extents().width * 100 / 72
+
+
+def draw_genotype(genotype: Genotype, png: Path, svg: Path) -> None:
+    """Draw the normal and the reduction cell, one above the other, as PNG and as SVG.
+
+    `genotype.normal` and `genotype.reduce` are tuples of `Edge(source, target, op)`. Op names
+    stand on their edges; the colour is the op's kind. Equal genotypes give equal bytes.
+    """
+    height = 2 * PANEL + GAP + LEGEND
+    with styled():
+        figure = Figure(figsize=(WIDTH / 100, height / 100))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(0, WIDTH), ylim=(0, height), aspect="equal")
+        axes.axis("off")
+        _draw_cell(axes, "Normal cell", genotype.normal, LEGEND + PANEL + GAP)
+        _draw_cell(axes, "Reduction cell", genotype.reduce, LEGEND)
+        _draw_legend(axes, {edge.op for edge in (*genotype.normal, *genotype.reduce)})
+        save(figure, png, dpi=200)
+        save(figure, svg, kind="svg")
+
+
+def arrange(edges: Sequence[Edge]) -> list[Arrow]:
+    """Arrows for `edges` and for the nodes' way to the output, with bends and label places chosen.
+
+    A small coordinate descent: each arrow in turn takes the bend and the label place that
+    overlap least with the others. Deterministic.
+    """
+    arrows = [Arrow(*edge) for edge in edges]
+    arrows += [Arrow(node, OUTPUT, None) for node in range(2, OUTPUT)]
+    for _ in range(_SWEEPS):
+        before = [(arrow.bend, arrow.time) for arrow in arrows]
+        for arrow in arrows:
+            others = [other for other in arrows if other is not arrow]
+            costs = _curve_costs(arrow, others)[:, None] + _label_costs(arrow, others)
+            bend, time = np.unravel_index(np.argmin(costs), costs.shape)
+            arrow.bend, arrow.time = float(_BENDS[bend]), float(_TIMES[time])
+        if before == [(arrow.bend, arrow.time) for arrow in arrows]:
+            break
+    return arrows
+
+
+def _curve_costs(arrow: Arrow, others: list[Arrow]) -> np.ndarray:
+    """What each of the bends costs while the other arrows stay, shape (B,)."""
+    curves = arrow.curve(_BENDS[:, None, None], _STEPS)
+    costs = 120 * _BENDS**2 + 100 * _outside(curves, np.full(2, 4.0)).sum(axis=1)
+    for state in set(range(len(PLACES))) - {arrow.source, arrow.target}:
+        costs += 100 * _within(curves, PLACES[state], HALF_SIZE[state] + 8).sum(axis=1)
+    for other in others:
+        if other.op is not None:
+            costs += 8 * _within(curves, other.label_place, other.label_size + 1).sum(axis=1)
+        if (other.source, other.target) == (arrow.source, arrow.target):
+            costs += 400 * (np.abs(other.bend - _BENDS) < 0.19)
+    middle = curves[:, 6:-6, None, None]  # arrows may meet at a shared state
+    gaps = np.linalg.norm(middle - np.stack([other.points for other in others]), axis=-1)
+    return costs + 1.5 * (gaps.min(axis=-1) < 9).sum(axis=(1, 2))
+
+
+def _label_costs(arrow: Arrow, others: list[Arrow]) -> np.ndarray:
+    """What each place of the label costs, for each of the bends, shape (B, T)."""
+    if arrow.op is None:
+        return np.zeros((len(_BENDS), len(_TIMES)))
+    places, size = arrow.curve(_BENDS[:, None, None], _TIMES[:, None]), arrow.label_size
+    costs = 60 * (_TIMES - 0.45) ** 2 + 400 * _outside(places, size)
+    for place, half in zip(PLACES, HALF_SIZE, strict=True):
+        costs += 400 * _within(places, place, size + half + 5)
+    costs += 400 * _within(places, TITLE_PLACE, size + TITLE_SIZE)
+    for other in others:
+        if other.op is not None:
+            costs += 400 * _within(places, other.label_place, size + other.label_size + 2)
+        # A label on a foreign curve reads as that curve's.
+        costs += 8 * _within(places[:, :, None], other.points, size + 1).sum(axis=-1)
+    return costs
+
+
+def _within(points: np.ndarray, centre: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """Whether `points` (..., 2) lie in the box of half size `half` around `centre`."""
+    return np.all(np.abs(points - centre) < half, axis=-1)
+
+
+def _outside(points: np.ndarray, margin: np.ndarray) -> np.ndarray:
+    """Whether boxes of half size `margin` around `points` (..., 2) leave the panel."""
+    low, high = margin + 12, np.array([WIDTH, PANEL]) - margin - 12
+    return np.any((points < low) | (points > high), axis=-1)
+
+
+def _draw_cell(axes: Axes, title: str, edges: Sequence[Edge], bottom: float) -> None:
+    shift = np.array([0.0, bottom])
+    axes.add_patch(
+        FancyBboxPatch(
+            (6, bottom + 4),
+            WIDTH - 12,
+            PANEL - 8,
+            boxstyle="round,pad=0,rounding_size=14",
+            facecolor="#f7f9fb",
+            edgecolor=FAINT,
+            linewidth=0.8,
+        )
+    )
+    axes.text(26, bottom + PANEL - 32, title, size=13, weight="bold", va="center")
+    states = [_draw_state(axes, state, PLACES[state] + shift) for state in range(len(PLACES))]
+    for arrow in arrange(edges):
+        _draw_arrow(axes, arrow, states, shift)
+
+
+def _draw_state(axes: Axes, state: int, place: np.ndarray):
+    half = HALF_SIZE[state]
+    inner = 2 <= state < OUTPUT
+    if inner:
+        patch = Circle(place, half[0], facecolor=PAPER, edgecolor=INK, linewidth=1.6, zorder=4)
+    else:
+        patch = FancyBboxPatch(
+            place - half,
+            *(2 * half),
+            boxstyle="round,pad=0,rounding_size=8",
+            facecolor=INK,
+            edgecolor=INK,
+            zorder=4,
+        )
+    axes.add_patch(patch)
+    name = "cₖ" if state == OUTPUT else state_name(state)
+    axes.text(
+        *place,
+        name,
+        size=12,
+        weight="bold" if inner else "normal",
+        color=INK if inner else PAPER,
+        ha="center",
+        va="center_baseline",
+        zorder=5,
+    )
+    return patch
+
+
+def _draw_arrow(axes: Axes, arrow: Arrow, states: list, shift: np.ndarray) -> None:
+    plain = arrow.op is None
+    colour = "#aab2bd" if plain else op_colour(arrow.op)
+    axes.add_patch(
+        FancyArrowPatch(
+            PLACES[arrow.source] + shift,
+            PLACES[arrow.target] + shift,
+            connectionstyle=f"arc3,rad={arrow.bend}",
+            patchA=states[arrow.source],
+            patchB=states[arrow.target],
+            shrinkA=0,
+            shrinkB=2,
+            arrowstyle="-|>,head_length=5,head_width=2.6",
+            color=colour,
+            linewidth=1.0 if plain else 1.7,
+            zorder=1 if plain else 2,
+        )
+    )
+    if plain:
+        return
+    place = arrow.label_place + shift
+    axes.text(
+        *place,
+        arrow.op,
+        size=FONT,
+        color=PAPER,
+        ha="center",
+        va="center_baseline",
+        zorder=6,
+        bbox={"boxstyle": "round,pad=0.28,rounding_size=0.5", "fc": colour, "ec": "#f7f9fb"},
+    )
+
+
+def _draw_legend(axes: Axes, ops: set[str]) -> None:
+    used = {OPS[op][0] for op in ops}
+    handles = [
+        Line2D([], [], color=colour, linewidth=6, solid_capstyle="round", label=kind)
+        for kind, colour in KINDS.items()
+        if kind in used
+    ]
+    handles.append(Line2D([], [], color="#aab2bd", label="concatenation"))
+    axes.legend(
+        handles=handles,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.004),
+        ncols=len(handles),
+        fontsize=9.5,
+        labelcolor=MUTED,
+        handlelength=1.2,
+        columnspacing=1.8,
+    )

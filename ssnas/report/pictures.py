@@ -1,0 +1,280 @@
+"""Pictures of one run, each from the CSV file that holds its numbers.
+
+Every function writes PNG to a path or to an open binary file; equal numbers give equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+from ssnas.report.files import read_csv
+from ssnas.report.style import (
+    ACCENT,
+    DARK,
+    FAINT,
+    INK,
+    LIGHT,
+    MUTED,
+    OPS,
+    op_colour,
+    save,
+    shorten,
+    state_name,
+    styled,
+)
+
+Target = Path | BinaryIO
+NUMBERED = 20  # more classes than this are drawn without a number each
+_MOST_TICKS = 40
+_COLUMNS = 7  # panels beside each other for the op weights
+
+
+def class_counts_picture(csv: Path, png: Target) -> None:
+    """Images per class before the long-tailed sampling (light) and in the training set (dark)."""
+    table = read_csv(csv, "name", "before", "train")
+    with styled():
+        figure, axes = _wide_figure(len(table))
+        places = np.arange(len(table))
+        axes.bar(places, table["before"], width=0.86, color=LIGHT, label="before")
+        axes.bar(places, table["train"], width=0.56, color=DARK, label="training set")
+        if len(table) <= NUMBERED:
+            for place, before, after in zip(places, table["before"], table["train"], strict=True):
+                label = f"{after:,}" if before == after else f"{before:,} → {after:,}"
+                axes.annotate(
+                    label,
+                    (place, max(before, after)),
+                    xytext=(0, 3),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=7 if len(table) <= 12 else 6,
+                    color=MUTED,
+                )
+        axes.set(ylabel="images", title="Images per class, before and in the training set")
+        axes.grid(axis="y")
+        _name_classes(axes, table["name"])
+        figure.legend(loc="outside upper right", ncols=2)
+        save(figure, png)
+
+
+def confusion_picture(csv: Path, png: Target) -> None:
+    """Confusion matrix: colour is the share of the actual class, numbers are test images."""
+    table = read_csv(csv, "actual", "predicted", "count")
+    names = list(dict.fromkeys([*table["actual"], *table["predicted"]]))
+    places = {name: place for place, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)), dtype=int)
+    for actual, predicted, count in table[["actual", "predicted", "count"]].itertuples(index=False):
+        counts[places[actual], places[predicted]] += count
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = float(np.clip(2.6 + 0.42 * len(names), 4.6, 8.4))
+    with styled():
+        figure = Figure(figsize=(side + 0.9, side), layout="constrained")
+        axes = figure.add_subplot()
+        ramp = LinearSegmentedColormap.from_list("ramp", ["#ffffff", LIGHT, DARK, "#012a4a"])
+        image = axes.imshow(shares, cmap=ramp, vmin=0, vmax=1)
+        if len(names) <= NUMBERED:
+            for (row, column), count in np.ndenumerate(counts):
+                axes.text(
+                    column,
+                    row,
+                    str(count) if count else "·",
+                    ha="center",
+                    va="center",
+                    fontsize=8.5 if len(names) <= 12 else 6.5,
+                    color="white" if shares[row, column] > 0.5 else INK if count else FAINT,
+                )
+        axes.set(xlabel="predicted class", ylabel="actual class", title="Confusion of test images")
+        _name_classes(axes, names)
+        ticks = axes.get_xticks()
+        axes.set_yticks(ticks, [shorten(names[int(tick)]) for tick in ticks], fontsize=_size(names))
+        figure.colorbar(image, label="share of the actual class", shrink=0.8).outline.set_visible(
+            False
+        )
+        save(figure, png)
+
+
+def per_class_picture(csv: Path, png: Target) -> None:
+    """Recall (or AUC) of each class as bars, from the most to the least frequent in training.
+
+    The number of training images is the line, on the logarithmic axis at the right.
+    """
+    table = read_csv(csv, "name", "train_images")
+    figure_name = "auc" if "auc" in table else "recall"
+    table = read_csv(csv, figure_name).sort_values("train_images", ascending=False, kind="stable")
+    values, places = table[figure_name], np.arange(len(table))
+    label, kind = {"auc": ("AUC", "label"), "recall": ("recall", "class")}[figure_name]
+    with styled():
+        figure, axes = _wide_figure(len(table))
+        axes.bar(places, values.fillna(0), width=0.72, color=LIGHT)
+        if len(table) <= NUMBERED:
+            for place, value in zip(places, values, strict=True):
+                known = "none" if pd.isna(value) else f"{value:.2f}"
+                axes.text(place, 0.015, known, ha="center", fontsize=8, color=INK)
+        if figure_name == "auc":
+            axes.axhline(0.5, color=MUTED, linewidth=1, linestyle="--")
+            axes.text(len(table) - 0.5, 0.505, "chance", ha="right", fontsize=7.5, color=MUTED)
+        axes.set(ylim=(0, 1.02), ylabel=f"{label} on the test images")
+        axes.set_title(f"{label[0].upper()}{label[1:]} of each {kind}, most frequent first")
+        axes.grid(axis="y")
+        _name_classes(axes, table["name"])
+        _draw_counts(axes.twinx(), table["train_images"].clip(lower=1))
+        save(figure, png)
+
+
+def _draw_counts(axes: Axes, counts: pd.Series) -> None:
+    axes.plot(range(len(counts)), counts, "o-", color=ACCENT, markersize=3.5)
+    axes.set_yscale("log")
+    low, high = counts.min(), max(counts.max(), 2 * counts.min())
+    # The line stays above the numbers at the feet of the bars.
+    axes.set_ylim(low * (low / high) ** 0.2, high * (high / low) ** 0.08)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylabel("training images (line, logarithmic)", color=ACCENT)
+    axes.tick_params(colors=ACCENT)
+
+
+_SEARCH_PANELS = (
+    ("loss of the weights", ("loss_weights",), "loss"),
+    ("loss of the architecture", ("loss_alpha",), "loss"),
+    ("zero-one loss", ("loss_zero_one",), "loss"),
+    ("decided op weights", ("decided",), "decided"),
+    ("skip connections", ("skip_normal", "skip_reduce"), "edges"),
+    ("nearest-neighbour accuracy", ("knn_accuracy",), "accuracy"),
+)
+_FINETUNE_PANELS = (
+    ("loss", ("loss",), "loss"),
+    ("validation accuracy", ("val_accuracy", "val_balanced_accuracy"), "accuracy"),
+    ("validation figures", ("val_binary_accuracy", "val_macro_auc"), "figure"),
+    ("learning rate", ("learning_rate",), "learning rate"),
+)
+
+
+def curves_picture(search_csv: Path | None, finetune_csv: Path | None, png: Target) -> None:
+    """How search and fine-tuning went, one small panel per quantity over epochs.
+
+    None leaves out that half; a column that a file lacks leaves out its panel.
+    """
+    panels = []
+    for stage, csv, wanted in (
+        ("Search", search_csv, _SEARCH_PANELS),
+        ("Fine-tuning", finetune_csv, _FINETUNE_PANELS),
+    ):
+        table = None if csv is None else read_csv(csv, "epoch")
+        for title, keys, unit in wanted:
+            present = [key for key in keys if table is not None and table.get(key) is not None]
+            present = [key for key in present if table[key].notna().any()]
+            if present:
+                panels.append((f"{stage}: {title}", table, present, unit))
+    columns = 3
+    rows = max(1, -(-len(panels) // columns))
+    with styled():
+        figure = Figure(figsize=(10, 2.35 * rows), layout="constrained")
+        for place, (title, table, keys, unit) in enumerate(panels, start=1):
+            axes = figure.add_subplot(rows, columns, place)
+            for key, colour, line in zip(keys, (DARK, ACCENT), ("-", "--"), strict=False):
+                label = key.removeprefix("val_").removeprefix("skip_").replace("_", " ")
+                label = label.replace("auc", "AUC")
+                known = table[table[key].notna()]
+                mark = "o" if len(known) < 3 else None
+                axes.plot(known["epoch"], known[key], line, color=colour, label=label, marker=mark)
+            axes.set_title(title, fontsize=9.5)
+            axes.set(xlabel="epoch", ylabel=unit)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid()
+            if len(keys) > 1:
+                axes.legend(fontsize=8)
+        save(figure, png)
+
+
+def alpha_picture(alpha_csv: Path, png: Target) -> None:
+    """Op weights σ(α) (or softmax) over epochs, one small panel per edge of both cells."""
+    table = read_csv(alpha_csv, "epoch", "cell", "edge", "op", "weight")
+    cells = dict(iter(table.groupby("cell")))
+    rows = [-(-part["edge"].nunique() // _COLUMNS) for part in cells.values()]
+    inches = [1.35 * count + 0.95 for count in rows]
+    height = sum(inches) + 0.3
+    with styled():
+        figure = Figure(figsize=(11, height))
+        top = height
+        for (cell, part), count, block in zip(cells.items(), rows, inches, strict=True):
+            # A fixed grid: matplotlib's automatic layout takes seconds for so many panels.
+            grid = figure.add_gridspec(
+                count,
+                _COLUMNS,
+                left=0.05,
+                right=0.99,
+                top=(top - 0.55) / height,
+                bottom=(top - block + 0.45) / height,
+                hspace=0.36,
+                wspace=0.1,
+            )
+            title = {"normal": "Normal cell", "reduce": "Reduction cell"}.get(cell, cell)
+            figure.text(0.01, (top - 0.24) / height, f"{title}: op weights", weight="bold", size=11)
+            _draw_edges(grid.subplots(sharex=True, sharey=True, squeeze=False), part)
+            top -= block
+        used = set(table["op"])
+        handles = [
+            Line2D([], [], color=op_colour(op), linestyle=line, label=op)
+            for op, (_, line) in OPS.items()
+            if op in used
+        ]
+        figure.legend(handles=handles, loc="lower center", ncols=8, fontsize=8)
+        save(figure, png)
+
+
+def _draw_edges(grid: np.ndarray, table: pd.DataFrame) -> None:
+    edges = list(dict.fromkeys(table["edge"]))
+    for axes, edge in zip(grid.flat, edges, strict=False):
+        _draw_edge(axes, table[table["edge"] == edge], edge)
+    for axes in grid.flat[len(edges) :]:
+        axes.set_axis_off()
+    for axes in grid[-1]:
+        axes.set_xlabel("epoch", fontsize=8)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("weight", fontsize=8)
+
+
+def _draw_edge(axes: Axes, table: pd.DataFrame, edge: str) -> None:
+    source, target = (state_name(int(state)) for state in edge.split("->"))
+    for op in OPS:
+        line = table[table["op"] == op]
+        axes.plot(line["epoch"], line["weight"], OPS[op][1], color=op_colour(op), linewidth=1.1)
+    axes.set_title(f"{source} → {target}", fontsize=8.5, loc="center", weight="normal", pad=3)
+    axes.set_ylim(-0.03, 1.03)
+    axes.tick_params(labelsize=7)
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)
+    axes.grid()
+
+
+def _wide_figure(bars: int) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(float(np.clip(3 + 0.55 * bars, 6.5, 11)), 4), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _size(names: Sequence[str]) -> float:
+    return 8.5 if len(names) <= NUMBERED else 6.5
+
+
+def _name_classes(axes: Axes, names: Sequence[str]) -> None:
+    """Class names along the x axis; of very many classes every second, third, ... is named."""
+    names = [str(name) for name in names]
+    ticks = range(0, len(names), -(-len(names) // _MOST_TICKS))
+    labels = [shorten(names[tick]) for tick in ticks]
+    slot = axes.figure.get_figwidth() * 72 * 0.8 / len(ticks)
+    fits = max(map(len, labels)) * 0.62 * _size(names) < slot - 4
+    turned = {} if fits else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    if not fits and slot < 1.5 * _size(names):
+        turned["rotation"] = 90
+        turned["va"] = "center"
+    axes.set_xticks(ticks, labels, fontsize=_size(names), **turned)
+    axes.set_xlim(-0.6, len(names) - 0.4)

@@ -1,0 +1,93 @@
+"""One look for every picture: palette, type, and byte-for-byte reproducible files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import matplotlib
+from matplotlib.figure import Figure
+
+INK, MUTED, FAINT, PAPER = "#1f2933", "#5b6472", "#d9dee5", "#ffffff"
+LIGHT, DARK, ACCENT = "#a9cfe8", "#0072b2", "#c65102"  # Okabe and Ito's blue and vermilion
+
+# Okabe and Ito's colour-blind safe hues, darkened until white text on them is readable.
+KINDS = {
+    "separable convolution": "#0072b2",
+    "dilated convolution": "#007a5a",
+    "pooling": "#b85000",
+    "skip connection": "#8a4a78",
+    "none": "#8b929c",
+}
+# op: (kind, line style). The style tells apart the two ops that share a kind's colour.
+OPS = {
+    "none": ("none", "-"),
+    "max_pool_3x3": ("pooling", "-"),
+    "avg_pool_3x3": ("pooling", "--"),
+    "skip_connect": ("skip connection", "-"),
+    "sep_conv_3x3": ("separable convolution", "-"),
+    "sep_conv_5x5": ("separable convolution", "--"),
+    "dil_conv_3x3": ("dilated convolution", "-"),
+    "dil_conv_5x5": ("dilated convolution", "--"),
+}
+
+_RC = {
+    "font.family": "sans-serif",
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#e8ebef",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ssnas",
+}
+
+
+def op_colour(op: str) -> str:
+    """The colour of an op's kind."""
+    return KINDS[OPS[op][0]]
+
+
+def state_name(state: int) -> str:
+    """The label of a cell's state: cₖ₋₂, cₖ₋₁ for the inputs, then 0, 1, 2, 3 for the nodes."""
+    return ("cₖ₋₂", "cₖ₋₁")[state] if state < 2 else str(state - 2)
+
+
+def shorten(name: str, limit: int = 18) -> str:
+    """`name`, cut to at most `limit` characters with an ellipsis.
+
+    A dollar sign is escaped: matplotlib would read two of them as mathematics.
+    """
+    cut = name if len(name) <= limit else name[: limit - 1].rstrip() + "…"
+    return cut.replace("$", r"\$")
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """matplotlib's own defaults plus our style, whatever the user's matplotlibrc says."""
+    with matplotlib.rc_context():
+        # The defaults name a backend too, which is not ours to change.
+        kept = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+        matplotlib.rcParams.update(kept)
+        matplotlib.rcParams.update(_RC)
+        yield
+
+
+def save(figure: Figure, target: Path | BinaryIO, kind: str = "png", dpi: int = 160) -> None:
+    """Write `figure` as "png" or "svg" without a date or version: equal input gives equal bytes."""
+    blank = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
+    if isinstance(target, Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, format=kind, dpi=dpi, metadata=blank, facecolor=PAPER)

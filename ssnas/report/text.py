@@ -1,0 +1,76 @@
+"""The few lines that a run ends with in the terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pandas as pd
+
+from ssnas.report.run import Run, ops_in_words
+
+_WIDTH, _LABEL = 88, 14
+_HEADLINES = {"recall": ("error", "balanced_accuracy"), "auc": ("binary_accuracy", "macro_auc")}
+_PICTURES = ("genotype.png", "class_counts.png", "confusion.png", "per_class.png")
+
+
+def summary(folder: Path) -> str:
+    """What the run in `folder` found, in at most 25 lines of at most 88 columns.
+
+    Raises:
+        InputError: if a file that every run has is missing; the message names the command that
+            makes it.
+    """
+    run = Run.read(folder)
+    pictures = ", ".join(name for name in _PICTURES if (folder / name).exists())
+    lines = [
+        f"Result of {folder.name}",
+        *_field("data", f"{run.dataset} · {run.sampling()}", 2),
+        *_field("origin", run.origin(), 2),
+        *_field("images", run.split_sizes(), 1),
+        *_field("normal cell", ops_in_words(run.genotype.normal), 2),
+        *_field("reduction cell", ops_in_words(run.genotype.reduce), 2),
+        *_field("network", run.network(), 2),
+        f"{'test images':<26}{'ours':>12}{'linear':>12}{'constant':>12}",
+        *(
+            f"  {title:<24}{ours:>12}{linear:>12}{constant:>12}"
+            for title, ours, linear, constant in map(run.figure_row, _HEADLINES[run.class_figure])
+        ),
+        *_field({"auc": "AUC", "recall": "recall"}[run.class_figure], _per_class(run), 3),
+        *_field("transfer", run.transferred(), 2),
+        *_field("run", run.conditions(), 2),
+        *_field("report", str(folder / "report.html"), 2),
+        *_field("pictures", pictures, 1),
+    ]
+    return "\n".join(lines)
+
+
+def _field(label: str, text: str, most_lines: int) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width=_WIDTH,
+        initial_indent=f"{label:<{_LABEL}}  ",
+        subsequent_indent=" " * (_LABEL + 2),
+        max_lines=most_lines,
+        placeholder=" …",
+    )
+
+
+def _per_class(run: Run) -> str:
+    """Each class's figure, most frequent class first; where they are too many, the extremes."""
+    figure = run.class_figure
+    table = run.per_class.dropna(subset=figure)
+    table = table.sort_values("train_images", ascending=False, kind="stable")
+    everything = ", ".join(_named(table, figure)) + " (most frequent first)"
+    if len(_field("", everything, most_lines=4)) <= 3:
+        return everything
+    ranked = table.sort_values(figure, ascending=False, kind="stable")
+    best, worst = (", ".join(_named(part, figure)) for part in (ranked.head(3), ranked.tail(3)))
+    return f"median {ranked[figure].median():.2f}; highest {best}; lowest {worst}"
+
+
+def _named(table: pd.DataFrame, figure: str) -> list[str]:
+    return [
+        f"{textwrap.shorten(name, 20, placeholder='…') or '?'} {value:.2f}"
+        for name, value in zip(table["name"], table[figure], strict=True)
+    ]

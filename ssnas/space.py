@@ -1,0 +1,43 @@
+"""The DARTS search space as data (Liu, Simonyan, Yang 2019, *DARTS*, arXiv 1806.09055).
+
+A cell reads the outputs of the two cells before it (states 0 and 1), computes four nodes
+(states 2 to 5) and returns their concatenation. Every pair (earlier state, node) is an edge, and
+every edge carries one or more of the operations in `OPS`.
+"""
+
+OPS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+NUM_INPUTS = 2
+NUM_NODES = 4
+NUM_STATES = NUM_INPUTS + NUM_NODES
+CELL_KINDS = ("normal", "reduce")
+
+EDGES = tuple(
+    (source, target) for target in range(NUM_INPUTS, NUM_STATES) for source in range(target)
+)
+"""All (source state, target state) pairs, ordered by target and then by source: 14 edges."""
+
+RELAXATIONS = {"softmax": OPS, "sigmoid": OPS[1:]}
+"""Candidate operations of each relaxation: independent sigmoids need no `none` (FairDARTS)."""
+
+
+def reduction_positions(num_cells: int) -> tuple[int, ...]:
+    """Indices of the reduction cells: ⌊L/3⌋ and ⌊2L/3⌋ of L cells.
+
+    With L = 3 the network is normal, reduction, reduction.
+    """
+    return tuple(sorted({num_cells // 3, 2 * num_cells // 3}))
+
+
+def cell_kinds(num_cells: int) -> tuple[str, ...]:
+    """The kind of each of `num_cells` cells, from the stem to the head."""
+    positions = reduction_positions(num_cells)
+    return tuple("reduce" if index in positions else "normal" for index in range(num_cells))

@@ -1,0 +1,1 @@
+"""One small script per DVC stage, over the `ssnas` core."""

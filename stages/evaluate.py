@@ -1,0 +1,67 @@
+"""Read the test images, once, and write every figure of the fine-tuned network on them."""
+
+import numpy as np
+
+from ssnas import datasets, metrics
+from ssnas.artifacts import Places, finetune_description, load_weights, write_csv, write_json
+from ssnas.augment import Normalise
+from ssnas.baselines import linear_classifier
+from ssnas.config import Run
+from ssnas.derived import build_network
+from ssnas.report import confusion_picture, per_class_picture
+from ssnas.runtime import choose_device
+from ssnas.train import figures, predict
+from stages.common import main
+
+
+def evaluate(run: Run) -> None:
+    places, device = Places(run.folders), choose_device(run.device)
+    splits = datasets.read(places.splits)
+    train, test = splits.train, splits.test
+    network = build_network(run, train)
+    network.load_state_dict(load_weights(places.network, finetune_description(run)))
+    probabilities = predict(network, test, Normalise.of(train.images), device)
+    linear = figures(linear_classifier(train, test), test, train.counts)
+    constant = metrics.constant_predictor(train.labels, test.labels, test.multi_label)
+    write_json(
+        places.metrics("rows", "evaluate.json"),
+        figures(probabilities, test, train.counts)
+        | {f"linear_{key}": value for key, value in linear.items()}
+        | {f"constant_{key}": value for key, value in constant.items()},
+    )
+    _write_per_class(places, train, test, probabilities)
+
+
+def _write_per_class(
+    places: Places, train: datasets.Dataset, test: datasets.Dataset, probabilities: np.ndarray
+) -> None:
+    measure = metrics.per_label_auc if test.multi_label else metrics.per_class_recall
+    column = "auc" if test.multi_label else "recall"
+    names = test.class_names
+    table = zip(names, train.counts, test.counts, measure(probabilities, test.labels), strict=True)
+    per_class = places.metrics("rows", "per_class.csv")
+    write_csv(
+        per_class,
+        [
+            {"name": name, "train_images": n, "test_images": m, column: value}
+            for name, n, m, value in table
+        ],
+    )
+    per_class_picture(per_class, per_class.with_suffix(".png"))
+    if test.multi_label:
+        return
+    confusion = places.metrics("rows", "confusion.csv")
+    write_csv(
+        confusion,
+        [
+            {"actual": names[actual], "predicted": names[predicted], "count": int(count)}
+            for (actual, predicted), count in np.ndenumerate(
+                metrics.confusion(probabilities, test.labels)
+            )
+        ],
+    )
+    confusion_picture(confusion, confusion.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main("rows", evaluate)

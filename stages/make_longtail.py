@@ -1,0 +1,44 @@
+"""Read the source, hold out test and validation images, and make the rest long-tailed."""
+
+from pathlib import Path
+
+from ssnas import datasets
+from ssnas.artifacts import Places, write_csv, write_json
+from ssnas.config import Run
+from ssnas.report import class_counts_picture
+from stages.common import main
+
+RAW = Path("data/raw")
+
+
+def make_longtail(run: Run) -> None:
+    data, places = run.data, Places(run.folders)
+    source = datasets.load(data.dataset, RAW, data.size, data.channels, data.bad_images)
+    natural = data.profile == "natural"
+    splits = datasets.split(
+        source,
+        profile=data.profile,
+        imbalance=data.imbalance,
+        largest_class=None if natural else data.largest_class,
+        val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
+        seed=run.seeds["datasets"],
+    )
+    datasets.write(splits, places.splits)
+    write_json(places.metrics("datasets", "data.json"), splits.provenance)
+    table = places.metrics("datasets", "class_counts.csv")
+    write_csv(table, _class_counts(splits))
+    class_counts_picture(table, table.with_suffix(".png"))
+
+
+def _class_counts(splits: datasets.Splits) -> list[dict]:
+    parts = (splits.provenance["counts_before"], *(s.counts for s in (splits.train, splits.val)))
+    columns = zip(splits.train.class_names, *parts, splits.test.counts, strict=True)
+    return [
+        {"class": i, "name": name, "before": before, "train": train, "val": val, "test": test}
+        for i, (name, before, train, val, test) in enumerate(columns)
+    ]
+
+
+if __name__ == "__main__":
+    main("datasets", make_longtail)

@@ -1,0 +1,67 @@
+"""Search the supernet on the long-tailed training images; their labels only monitor it."""
+
+import torch
+
+from ssnas import datasets
+from ssnas.artifacts import Places, save_weights, search_description, write_csv, write_json
+from ssnas.augment import Normalise
+from ssnas.checkpoint import Checkpoint, code_digest
+from ssnas.config import Run
+from ssnas.datasets import Splits
+from ssnas.distributed import process_group, rank
+from ssnas.runtime import choose_device, machine, peak_memory_mb
+from ssnas.search import Found, Images, knn_monitor, search
+from ssnas.train import on_device
+from stages.common import main
+
+
+def run_search(run: Run) -> None:
+    places, device = Places(run.folders), choose_device(run.device)
+    splits = datasets.read(places.splits)
+    images, monitor = _images(run, splits, device), None
+    if not splits.train.multi_label:
+        shown = (on_device(part, device) for part in (splits.train, splits.val))
+        monitor = knn_monitor(*shown, images.normalise)
+    description = search_description(run)
+    identity = {"parameters": description, "code": code_digest()}
+    folder = places.checkpoint("searches", f"search-{rank()}")
+    with process_group(device), Checkpoint(folder, identity) as checkpoint:
+        found = search(
+            images,
+            run.search,
+            run.views,
+            run.seeds["searches"],
+            monitor=monitor,
+            checkpoint=checkpoint,
+        )
+        if rank() == 0:
+            save_weights(places.supernet, found.supernet.state_dict(), description)
+            _write(found, places, device)
+        checkpoint.finish()
+
+
+def _images(run: Run, splits: Splits, device: torch.device) -> Images:
+    pixels, labels = on_device(splits.train, device)
+    return Images(
+        pixels,
+        Normalise.of(splits.train.images),
+        splits.flip if run.data.flip is None else run.data.flip,
+        labels if run.search.objective == "supervised" else None,
+        splits.train.num_classes,
+    )
+
+
+def _write(found: Found, places: Places, device: torch.device) -> None:
+    write_csv(places.metrics("searches", "search.csv"), found.history)
+    write_csv(places.metrics("searches", "alpha.csv"), found.alphas)
+    cost = {
+        "seconds": round(found.seconds, 1),
+        "images_per_second": found.history[-1]["images_per_second"],
+        "peak_memory_mb": round(peak_memory_mb(device)),
+        **machine(device),
+    }
+    write_json(places.metrics("searches", "search.cost.json"), cost)
+
+
+if __name__ == "__main__":
+    main("searches", run_search)

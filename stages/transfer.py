@@ -1,0 +1,91 @@
+"""Move genotype and weights to another data set, train and test them there."""
+
+import dataclasses
+from pathlib import Path
+
+from ssnas import datasets
+from ssnas.artifacts import (
+    Places,
+    finetune_description,
+    load_weights,
+    search_description,
+    write_json,
+)
+from ssnas.checkpoint import Checkpoint, code_digest
+from ssnas.config import Run
+from ssnas.derived import build_network
+from ssnas.metrics import mean_std
+from ssnas.network import parameter_count
+from ssnas.runtime import choose_device
+from ssnas.transfer import Part, parts, train_and_test
+from stages.common import main
+
+RAW = Path("data/raw")
+
+
+def transfer(run: Run) -> None:
+    places, target = Places(run.folders), run.transfer
+    source = datasets.load(target.dataset, RAW, target.size, target.channels, target.bad_images)
+    seed = run.seeds["transfers"]
+    weights = _weights(run)
+    flip = source.flip if target.flip is None else target.flip
+    source = dataclasses.replace(source, flip=flip)
+    cut = parts(source, target.folds, target.val_fraction, seed)
+    identity = {
+        "parameters": dataclasses.asdict(target) | {"seed": seed, **finetune_description(run)},
+        "data": source.provenance["sha256"],
+        "code": code_digest(),
+    }
+    results = [_one(run, part, number, weights, identity) for number, part in enumerate(cut)]
+    data = cut[0].train
+    summary = {
+        "dataset": target.dataset,
+        "provenance": source.provenance,
+        "folds": len(cut) if source.test is None else None,
+        "test_images": sum(len(part.test) for part in cut),
+        "image_size": list(data.images.shape[1:]),
+        "classes": data.num_classes,
+        "weights": target.weights,
+        "loss": target.loss,
+        "epochs": target.epochs,
+        "parameters": parameter_count(build_network(run, data)),
+        "scale": run.scale,
+        "seed": seed,
+        **mean_std(results),
+    }
+    write_json(places.metrics("transfers", "transfer.json"), summary)
+    for number in range(len(cut)):
+        Checkpoint(_folder(run, number), identity).finish()
+
+
+def _weights(run: Run) -> dict | None:
+    places = Places(run.folders)
+    if run.transfer.weights == "search":
+        return load_weights(places.supernet, search_description(run))
+    if run.transfer.weights == "finetune":
+        return load_weights(places.network, finetune_description(run))
+    return None
+
+
+def _one(
+    run: Run, part: Part, number: int, weights: dict | None, identity: dict
+) -> dict[str, float]:
+    with Checkpoint(_folder(run, number), identity) as checkpoint:
+        return train_and_test(
+            lambda: build_network(run, part.train),
+            weights,
+            part,
+            dataclasses.replace(run.finetune, loss=run.transfer.loss, epochs=run.transfer.epochs),
+            run.seeds["transfers"],
+            choose_device(run.device),
+            f"transfer, part {number + 1}",
+            checkpoint,
+        )
+
+
+def _folder(run: Run, number: int) -> Path:
+    return Places(run.folders).checkpoint("transfers", f"transfer-{number}")
+
+
+if __name__ == "__main__":
+    main("transfers", transfer)
