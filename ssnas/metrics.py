@@ -105,8 +105,13 @@ def per_label_auc(probabilities: Array, targets: Array) -> list[float]:
 
 
 def confusion(probabilities: Array, targets: Array) -> np.ndarray:
-    """Counts (C, C) of test images: row the actual class, column the predicted one."""
+    """Counts (C, C) of test images: row the actual class, column the predicted one.
+
+    For multi-hot targets (N, L): images that have the row's label and are given the column's.
+    """
     probabilities, targets = _checked(probabilities, targets)
+    if targets.ndim == 2:
+        return targets.astype(int).T @ (probabilities > 0.5).astype(int)
     classes = np.arange(probabilities.shape[1])
     return confusion_matrix(targets, probabilities.argmax(axis=1), labels=classes)
 

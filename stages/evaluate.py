@@ -48,8 +48,6 @@ def _write_per_class(
         ],
     )
     per_class_picture(per_class, per_class.with_suffix(".png"))
-    if test.multi_label:
-        return
     confusion = places.metrics("rows", "confusion.csv")
     write_csv(
         confusion,

@@ -1,16 +1,17 @@
-"""Write the report page and the pictures of the main run's curves, and print its summary."""
+"""Write the report page of the main run."""
 
 from pathlib import Path
 
 from ssnas.config import Run
-from ssnas.report import summary, write_html
+from ssnas.report import write_html
 from stages.common import main
 
 
 def report(run: Run) -> None:
     folder = Path("metrics", run.folders["rows"])
-    write_html(folder, folder / "report.html")
-    print(summary(folder))
+    page = folder / "report.html"
+    write_html(folder, page)
+    print(f"{page} is written; `python -m ssnas.report` prints the summary")
 
 
 if __name__ == "__main__":

@@ -40,10 +40,9 @@ def transfer(run: Run) -> None:
     data = cut[0].train
     summary = {
         "dataset": target.dataset,
-        "provenance": source.provenance,
-        "folds": len(cut) if source.test is None else None,
+        "folds": len(cut),
         "test_images": sum(len(part.test) for part in cut),
-        "image_size": list(data.images.shape[1:]),
+        "image_size": data.images.shape[1],
         "classes": data.num_classes,
         "weights": target.weights,
         "loss": target.loss,
@@ -54,6 +53,7 @@ def transfer(run: Run) -> None:
         **mean_std(results),
     }
     write_json(places.metrics("transfers", "transfer.json"), summary)
+    write_json(places.metrics("transfers", "transfer.data.json"), source.provenance)
     for number in range(len(cut)):
         Checkpoint(_folder(run, number), identity).finish()
 
