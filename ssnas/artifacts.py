@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ssnas.config import Run
+from ssnas.datasets import Splits, read
 from ssnas.errors import InputError
 from ssnas.genotype import Genotype
 
@@ -78,6 +79,18 @@ def digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError as error:
         raise InputError(f"{path}: not found; `dvc repro` makes it") from error
+
+
+def read_splits(run: Run) -> Splits:
+    """The run's training, validation and test images.
+
+    Raises:
+        InputError: if their file is missing or damaged.
+    """
+    path = Places(run.folders).splits
+    if not path.exists():
+        raise InputError(f"{path}: not found; `dvc repro` makes it")
+    return read(path)
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

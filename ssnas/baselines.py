@@ -20,7 +20,10 @@ def linear_classifier(train: Dataset, test: Dataset) -> np.ndarray:
     """
     x, shown = (data.images.reshape(len(data), -1) / 255.0 for data in (train, test))
     if not train.multi_label:
-        return _regression().fit(x, train.labels).predict_proba(shown)
+        probabilities = np.zeros((len(shown), train.num_classes))
+        seen = np.unique(train.labels)
+        probabilities[:, seen] = _regression().fit(x, train.labels).predict_proba(shown)
+        return probabilities
     columns = [
         _regression().fit(x, label).predict_proba(shown)[:, 1]
         if label.min() != label.max()

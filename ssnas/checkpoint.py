@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import pickle
 import sys
 import time
 from collections.abc import Mapping
@@ -106,7 +105,8 @@ class Checkpoint:
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             found, state = content["identity"], content["state"]
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
+        except Exception:
+            # A damaged file fails in as many ways as it can be damaged.
             self._set_aside("cannot be read; it is truncated or damaged")
             return None
         differences = _differences(found, self.identity)
@@ -120,7 +120,7 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
     def _set_aside(self, reason: str) -> None:
-        aside = self.folder / f"set-aside-{time.strftime('%Y%m%d-%H%M%S')}.pt"
+        aside = self.folder / f"set-aside-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns()}.pt"
         self.path.replace(aside)
         log.warning("checkpoint %s %s: set aside as %s; starting anew", self.path, reason, aside)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -228,7 +229,7 @@ def _check_range(where: str, value: float, limits: Mapping[str, Any]) -> None:
         ("high", "at most", lambda bound: value <= bound),
     ]
     holds = [(word, limits[name], test) for name, word, test in bounds if name in limits]
-    if value != value or not all(test(bound) for _, bound, test in holds):
+    if not math.isfinite(value) or not all(test(bound) for _, bound, test in holds):
         accepted = " and ".join(f"{word} {bound:g}" for word, bound, _ in holds) or "finite numbers"
         raise InputError(f"{where}: found {value!r}; accepted is {accepted}")
 
@@ -296,10 +297,14 @@ def _pick(document: Mapping[str, Any], **routes: str) -> dict[str, Any]:
 
 
 def _scale(document: Mapping[str, Any], name: Any, path: Path) -> tuple[str, dict[str, Any]]:
-    scales = document.get("scales") or {}
+    scales = document.get("scales")
+    if not isinstance(scales, dict):
+        raise InputError(f"{path}: scales: found {scales!r}; accepted is a mapping of scales")
     if name not in scales:
         raise InputError(f"{path}: scale: found {name!r}; choose from {', '.join(scales)}")
     preset = scales[name]
+    if not isinstance(preset, dict):
+        raise InputError(f"{path}: scales.{name}: found {preset!r}; accepted is a mapping")
     for section, values in preset.items():
         if section not in SCALED or not isinstance(values, dict):
             raise InputError(
@@ -325,26 +330,21 @@ def load_row(kind: str, key: str, rows_path: Path = ROWS, params_path: Path = PA
             value.
     """
     document, params = read_yaml(rows_path), read_yaml(params_path)
-    chain = dict(_chain(document, kind, key, rows_path))
-    entry = chain[kind]
-    scale, preset = _scale(params, entry.get("scale"), params_path)
+    chain = {link.kind: link for link in _chain(document, kind, key, rows_path)}
+    scale, preset = _scale(params, chain[kind].entry["scale"], params_path)
     sections = {}
-    for group, names in _OWNED.items():
-        if group not in chain:
-            continue
-        given = {k: v for k, v in chain[group].items() if k not in _ENTRY_KEYS[group]}
-        for section in names:
+    for group, link in chain.items():
+        given = {k: v for k, v in link.entry.items() if k not in _ENTRY_KEYS[group]}
+        for section in _OWNED[group]:
             own = {f.name for f in dataclasses.fields(SECTIONS[section])}
             layer = {k: given.pop(k) for k in list(given) if k in own}
-            sections[section] = build(
-                SECTIONS[section], f"{rows_path}: {group}.{key}", preset.get(section, {}), layer
-            )
+            sections[section] = build(SECTIONS[section], link.where, preset.get(section, {}), layer)
         if given:
-            raise InputError(f"{rows_path}: {group}.{key}: unknown key(s) {', '.join(given)}")
+            raise InputError(f"{link.where}: unknown key(s) {', '.join(given)}")
     return Run(
-        {group: f"papers/{scale}/{group}/{found['name']}" for group, found in chain.items()},
+        {group: f"papers/{scale}/{group}/{link.entry['name']}" for group, link in chain.items()},
         scale,
-        {group: _seed(found, f"{rows_path}: {group}.{key}") for group, found in chain.items()},
+        {group: _seed(link.entry, link.where) for group, link in chain.items()},
         _checked(f"{params_path}: device", params.get("device", "auto"), str, {}),
         **sections,
     )
@@ -361,27 +361,38 @@ _REFERENCE["searches"] = ("datasets", "dataset")
 _ENTRY_KEYS = {
     "datasets": ("name", "scale", "seed"),
     "searches": ("name", "scale", "seed", "dataset"),
-    "rows": ("name", "scale", "seed", "search"),
-    "transfers": ("name", "scale", "seed", "row"),
+    "rows": ("name", "scale", "seed", "search", "table", "reported"),
+    "transfers": ("name", "scale", "seed", "row", "table", "reported"),
 }
 
 
-def _chain(
-    document: Mapping[str, Any], kind: str, key: str, path: Path
-) -> typing.Iterator[tuple[str, dict[str, Any]]]:
+class _Link(typing.NamedTuple):
+    """An entry of rows.yaml, and how messages name it."""
+
+    kind: str
+    where: str
+    entry: dict[str, Any]
+
+
+def _chain(document: Mapping[str, Any], kind: str, key: str, path: Path) -> typing.Iterator[_Link]:
     """The entry and those that it builds on, down to its data set, all of one scale."""
     entries = document.get(kind) or {}
     if key not in entries:
         raise InputError(f"{path}: {kind}.{key}: not there; choose from {', '.join(entries)}")
-    entry = entries[key]
-    yield kind, entry
-    if kind in _REFERENCE:
-        below, reference = _REFERENCE[kind]
-        for other, candidate in (document.get(below) or {}).items():
-            if (candidate["name"], candidate["scale"]) == (entry[reference], entry["scale"]):
-                yield from _chain(document, below, other, path)
-                return
-        raise InputError(
-            f"{path}: {kind}.{key}.{reference}: no {below} entry is named {entry[reference]!r} "
-            f"at scale {entry['scale']!r}"
-        )
+    entry, where = entries[key], f"{path}: {kind}.{key}"
+    below, reference = _REFERENCE.get(kind, (None, None))
+    for needed in ("name", "scale", reference):
+        if needed and needed not in entry:
+            raise InputError(f"{where}: the key {needed!r} is missing")
+    yield _Link(kind, where, entry)
+    if not below:
+        return
+    for other, candidate in (document.get(below) or {}).items():
+        found = candidate.get("name"), candidate.get("scale")
+        if found == (entry[reference], entry["scale"]):
+            yield from _chain(document, below, other, path)
+            return
+    raise InputError(
+        f"{where}.{reference}: no {below} entry is named {entry[reference]!r} at scale "
+        f"{entry['scale']!r}"
+    )

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ssnas.errors import InputError
+
 
 def active() -> bool:
     return dist.is_available() and dist.is_initialized()
@@ -37,8 +39,20 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def shard(batch: Tensor) -> Tensor:
-    """This process's part of a batch (N, …): every W-th row of W processes."""
-    return batch[rank() :: dist.get_world_size()] if active() else batch
+    """This process's part of a batch (N, …): every W-th row of W processes.
+
+    Raises:
+        InputError: if W does not divide N.
+    """
+    if not active():
+        return batch
+    world = dist.get_world_size()
+    if len(batch) % world:
+        raise InputError(
+            f"batch_size: found {len(batch)} with {world} processes; accepted is a multiple of "
+            f"{world}"
+        )
+    return batch[rank() :: world]
 
 
 def gather(x: Tensor) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ssnas import distributed
 from ssnas.checkpoint import Checkpoint
 from ssnas.errors import InputError
 
@@ -104,7 +106,8 @@ class Loop:
         while self._done < len(self._batches):
             pending.append(self.step(self._batches[self._done]))
             self._done += 1
-            due = time.monotonic() - self._saved > SAVE_SECONDS
+            # Processes that save by their own clocks would resume at different steps.
+            due = time.monotonic() - self._saved > SAVE_SECONDS and not distributed.active()
             if len(pending) == self._check_steps(pending) or due:
                 self._collect(pending)
             if due:
@@ -146,8 +149,9 @@ class Loop:
         kept = "there is no checkpoint"
         if self.checkpoint is not None and self.checkpoint.path.exists():
             kept = f"the last good checkpoint is kept in {self.checkpoint.path}"
+        epoch = len(self.history) + (self._batches is not None)
         return (
-            f"{self.name}: {key} became {value} at epoch {len(self.history) + 1}, step {step}; "
+            f"{self.name}: {key} became {value} at epoch {epoch}, step {step}; "
             f"stopped there; {kept}; lower the learning rate, or look for broken images"
         )
 
@@ -155,6 +159,7 @@ class Loop:
         self._saved = time.monotonic()
         if self.checkpoint is None:
             return
+        self._refuse_broken_weights()
         position = {
             "history": self.history,
             "seconds": self.seconds,
@@ -166,6 +171,14 @@ class Loop:
         }
         parts = {name: part.state_dict() for name, part in self.state.items()}
         self.checkpoint.save({"position": position, "parts": parts})
+
+    def _refuse_broken_weights(self) -> None:
+        """A loss may be finite while its gradient was not: such weights are never saved."""
+        for name, part in self.state.items():
+            if isinstance(part, nn.Module):
+                for tensor in part.state_dict().values():
+                    if not tensor.isfinite().all():
+                        raise InputError(self._diverged(f"{name} weights", math.nan, self._done))
 
     def _resume(self) -> None:
         saved = self.checkpoint.load() if self.checkpoint else None

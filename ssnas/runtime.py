@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import resource
 import sys
@@ -20,7 +21,12 @@ def choose_device(name: str = "auto") -> torch.device:
         InputError: for a device that this machine does not have.
     """
     if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        found = torch.accelerator.current_accelerator(check_available=True)
+        # torchrun numbers the processes of a machine; each takes the accelerator of its number.
+        local = os.environ.get("LOCAL_RANK")
+        if found is None:
+            return torch.device("cpu")
+        return found if local is None else torch.device(found.type, int(local))
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

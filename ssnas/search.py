@@ -19,7 +19,7 @@ from ssnas import losses
 from ssnas.augment import Normalise, crop_and_flip, views
 from ssnas.checkpoint import Checkpoint
 from ssnas.config import Search, Views
-from ssnas.distributed import average_gradients, gather, shard
+from ssnas.distributed import average_gradients, gather, rank, shard
 from ssnas.errors import InputError
 from ssnas.loop import GeneratorState, Loop
 from ssnas.metrics import knn_accuracy
@@ -30,6 +30,7 @@ from ssnas.supernet import Supernet, frozen_statistics
 ALPHA_BETAS = (0.5, 0.999)
 DECIDED = (0.15, 0.85)
 HALVES, ORDER, VIEWS = range(3)
+STREAMS = 100
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ def search(
     )
     bilevel = Bilevel(supernet.to(device), objective.to(device), config)
     order = generator(torch.device("cpu"), seed, ORDER)
-    random = generator(device, seed, VIEWS)
+    random = generator(device, seed, VIEWS + STREAMS * rank())
     halves = _halves(len(images.pixels), config.batch_size, seed)
     alphas = AlphaLog()
 

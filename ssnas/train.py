@@ -16,12 +16,13 @@ from ssnas.augment import Normalise, crop_and_flip
 from ssnas.checkpoint import Checkpoint
 from ssnas.config import Finetune
 from ssnas.datasets import Dataset
-from ssnas.distributed import average_gradients, shard
+from ssnas.distributed import average_gradients, rank, shard
 from ssnas.loop import GeneratorState, Loop
 from ssnas.losses import make_loss
 from ssnas.runtime import autocast, generator
 
 ORDER, CROPS = 10, 11
+STREAMS = 100
 EVALUATION_BATCH = 256
 
 
@@ -71,8 +72,7 @@ def fit(
     with the weights of the best one.
 
     Raises:
-        InputError: for a loss that the labels do not allow, fewer images than a batch, or a loss
-            that is not finite.
+        InputError: for a loss that the labels do not allow, or one that is not finite.
     """
     network.to(device)
     batch_size = min(config.batch_size, len(train))
@@ -96,7 +96,7 @@ def fit(
         optimiser, config.epochs, eta_min=config.min_learning_rate
     )
     order = generator(torch.device("cpu"), seed, ORDER)
-    random = generator(device, seed, CROPS)
+    random = generator(device, seed, CROPS + STREAMS * rank())
     best = BestWeights()
     padding = round(config.crop_padding * max(pixels.shape[1:3]))
     parameters = list(network.parameters())

@@ -3,7 +3,14 @@
 import numpy as np
 
 from ssnas import datasets, metrics
-from ssnas.artifacts import Places, finetune_description, load_weights, write_csv, write_json
+from ssnas.artifacts import (
+    Places,
+    finetune_description,
+    load_weights,
+    read_splits,
+    write_csv,
+    write_json,
+)
 from ssnas.augment import Normalise
 from ssnas.baselines import linear_classifier
 from ssnas.config import Run
@@ -16,7 +23,7 @@ from stages.common import main
 
 def evaluate(run: Run) -> None:
     places, device = Places(run.folders), choose_device(run.device)
-    splits = datasets.read(places.splits)
+    splits = read_splits(run)
     train, test = splits.train, splits.test
     network = build_network(run, train)
     network.load_state_dict(load_weights(places.network, finetune_description(run)))

@@ -7,6 +7,7 @@ from ssnas.artifacts import (
     Places,
     finetune_description,
     load_weights,
+    read_splits,
     save_weights,
     search_description,
     write_csv,
@@ -25,7 +26,7 @@ from stages.common import main
 
 def finetune(run: Run) -> None:
     places, device = Places(run.folders), choose_device(run.device)
-    splits = datasets.read(places.splits)
+    splits = read_splits(run)
     normalise = Normalise.of(splits.train.images)
     seed_everything(run.seeds["rows"])
     network = build_network(run, splits.train)
@@ -34,9 +35,9 @@ def finetune(run: Run) -> None:
         inherit(network, weights)
     description = finetune_description(run)
     identity = {"parameters": description, "code": code_digest()}
-    folder = places.checkpoint("rows", f"finetune-{rank()}")
+    folder = places.checkpoint("rows", "finetune")
     flip = splits.flip if run.data.flip is None else run.data.flip
-    with process_group(device), Checkpoint(folder, identity) as checkpoint:
+    with process_group(device), Checkpoint(folder / str(rank()), identity) as checkpoint:
         fitted = fit(
             network,
             splits.train,

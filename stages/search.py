@@ -2,8 +2,14 @@
 
 import torch
 
-from ssnas import datasets
-from ssnas.artifacts import Places, save_weights, search_description, write_csv, write_json
+from ssnas.artifacts import (
+    Places,
+    read_splits,
+    save_weights,
+    search_description,
+    write_csv,
+    write_json,
+)
 from ssnas.augment import Normalise
 from ssnas.checkpoint import Checkpoint, code_digest
 from ssnas.config import Run
@@ -17,15 +23,15 @@ from stages.common import main
 
 def run_search(run: Run) -> None:
     places, device = Places(run.folders), choose_device(run.device)
-    splits = datasets.read(places.splits)
+    splits = read_splits(run)
     images, monitor = _images(run, splits, device), None
     if not splits.train.multi_label:
         shown = (on_device(part, device) for part in (splits.train, splits.val))
         monitor = knn_monitor(*shown, images.normalise)
     description = search_description(run)
     identity = {"parameters": description, "code": code_digest()}
-    folder = places.checkpoint("searches", f"search-{rank()}")
-    with process_group(device), Checkpoint(folder, identity) as checkpoint:
+    folder = places.checkpoint("searches", "search")
+    with process_group(device), Checkpoint(folder / str(rank()), identity) as checkpoint:
         found = search(
             images,
             run.search,

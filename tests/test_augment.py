@@ -121,7 +121,8 @@ def test_a_view_does_not_depend_on_the_other_images():
     assert not one[1].equal(other[1])
 
 
-def test_whole_area_and_no_strength_is_the_image():
+def test_whole_area_and_no_strength_is_the_image(monkeypatch):
+    monkeypatch.setattr(augment, "ASPECT_RATIO", 1.0)
     images = pixels(n=16, height=8, width=8)
     out = views(images, seeded(), OFF, False)
     torch.testing.assert_close(out, augment.unit(images), rtol=0, atol=1e-5)
@@ -137,7 +138,9 @@ def test_views_stay_inside_the_image():
 def test_flip_mirrors_half_of_the_views():
     ramp = torch.arange(0, 256, 32, dtype=torch.uint8).view(1, 1, 8, 1).expand(400, 8, 8, 1)
     slope = {
-        flip: views(ramp, seeded(), replace(OFF, min_area=0.5), flip).diff(dim=3).mean(dim=(1, 2, 3))
+        flip: views(ramp, seeded(), replace(OFF, min_area=0.5), flip)
+        .diff(dim=3)
+        .mean(dim=(1, 2, 3))
         for flip in (False, True)
     }
     assert (slope[False] > 0).all()

@@ -410,7 +410,7 @@ def test_weights_that_broke_under_a_finite_loss_are_not_saved(tmp_path, monkeypa
             return figures
 
         training.loop.step = step
-        with pytest.raises(InputError, match="loss became nan"):
+        with pytest.raises(InputError, match="weights became nan"):
             training.run()
         weights = checkpoint.load()["parts"]["model"]
         assert all(value.isfinite().all() for value in weights.values())

@@ -13,9 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS, PARAMS = ROOT / "papers" / "rows.yaml", ROOT / "params.yaml"
 KINDS = ("datasets", "searches", "rows", "transfers")
 ENTRIES = [
-    (kind, key)
-    for kind in KINDS
-    for key in yaml.safe_load(ROWS.read_text(encoding="utf-8"))[kind]
+    (kind, key) for kind in KINDS for key in yaml.safe_load(ROWS.read_text(encoding="utf-8"))[kind]
 ]
 SCALES = {"scales": {"small": {}}}
 

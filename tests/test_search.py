@@ -126,7 +126,7 @@ def uninterrupted():
     return {}
 
 
-@pytest.mark.parametrize(("fail_at", "seconds"), [(2, 0), (4, 0), (4, 1000)])
+@pytest.mark.parametrize(("fail_at", "seconds"), [(4, 0), (4, 1000)])
 def test_resumed_equals_uninterrupted(
     tmp_path, monkeypatch, images, uninterrupted, fail_at, seconds
 ):
@@ -240,9 +240,7 @@ def test_softmax_has_no_zero_one_term(images):
 
 def test_the_zero_one_weight_drives_alpha_apart(images):
     """Without weight decay and with a huge weight, every σ(α) moves away from ½."""
-    config = replace(
-        CONFIG, epochs=1, batch_size=8, zero_one_weight=1e6, alpha_weight_decay=0.0
-    )
+    config = replace(CONFIG, epochs=1, batch_size=8, zero_one_weight=1e6, alpha_weight_decay=0.0)
     rows = run(images, config).alphas
     start = run(images, replace(config, alpha_learning_rate=1e-12)).alphas
     pairs = [(a["weight"] - 0.5, b["weight"] - 0.5) for a, b in zip(rows, start, strict=True)]
@@ -298,9 +296,9 @@ def test_the_short_last_batch_is_dropped(images, monkeypatch):
 
 
 def test_learning_rates_anneal_along_a_cosine(images):
-    config = replace(CONFIG, epochs=4, batch_size=8, learning_rate=0.1, min_learning_rate=0.02)
+    config = replace(CONFIG, epochs=3, batch_size=8, learning_rate=0.1, min_learning_rate=0.02)
     rates = [row["learning_rate"] for row in run(images, config).history]
-    expected = [0.02 + 0.08 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]
+    expected = [0.02 + 0.08 * (1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in range(3)]
     assert rates == pytest.approx(expected)
 
 
@@ -335,11 +333,12 @@ def test_decisions_count_the_logged_weights(images):
 
 
 def test_the_monitor_runs_every_few_epochs(images):
-    config = replace(CONFIG, epochs=4, batch_size=8, knn_every=2)
+    config = replace(CONFIG, epochs=3, batch_size=8, knn_every=2)
     rows = run(images, config, monitor=lambda supernet: 0.5).history
-    assert [row.get("knn_accuracy") for row in rows] == [None, 0.5, None, 0.5]
-    rows = run(images, replace(config, knn_every=0), monitor=lambda supernet: 0.5).history
-    assert all("knn_accuracy" not in row for row in rows)
+    assert [row.get("knn_accuracy") for row in rows] == [None, 0.5, None]
+    config = replace(config, epochs=1, knn_every=0)
+    (row,) = run(images, config, monitor=lambda supernet: 0.5).history
+    assert "knn_accuracy" not in row
 
 
 def test_encoding_changes_nothing_and_ignores_the_batch(images):
