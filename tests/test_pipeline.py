@@ -184,7 +184,7 @@ def test_dvc_runs_what_changed_and_nothing_else(project):
         assert run(command, project).returncode == 0
     first = run(["dvc", "repro"], project)
     assert first.returncode == 0, first.stderr[-3000:]
-    assert ran(first.stdout) == CHAIN
+    assert sorted(ran(first.stdout)) == sorted(CHAIN)
     run(["git", "add", "-A"], project)
     run(["git", "commit", "-qm", "run"], project)
     assert not ran(run(["dvc", "repro"], project).stdout)
@@ -192,7 +192,7 @@ def test_dvc_runs_what_changed_and_nothing_else(project):
     genotype = (project / "metrics/main/genotype.json").read_text()
     experiment = run(["dvc", "exp", "run", "-S", "loss=focal"], project)
     assert experiment.returncode == 0, experiment.stderr[-3000:]
-    assert ran(experiment.stdout) == ["finetune", "evaluate", "transfer", "report"]
+    assert sorted(ran(experiment.stdout)) == ["evaluate", "finetune", "report", "transfer"]
     assert (project / "metrics/main/genotype.json").read_text() == genotype
     assert json.loads((project / "metrics/main/finetune.json").read_text())["loss"] == "focal"
     assert "balanced_accuracy" in run(["dvc", "metrics", "diff", "--all"], project).stdout
