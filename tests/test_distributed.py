@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ssnas import distributed
+from ssnas.errors import InputError
 from ssnas.losses import barlow_twins, nt_xent
 
 WORLD, BATCH, FEATURES = 2, 8, 5
@@ -51,8 +52,8 @@ def work(rank, port, folder):
         found = {
             "active": distributed.active(),
             "rank": distributed.rank(),
-            "shard": distributed.shard(torch.arange(7)),
-            "pairs": distributed.shard(torch.arange(14).view(7, 2)),
+            "shard": distributed.shard(torch.arange(8)),
+            "pairs": distributed.shard(torch.arange(16).view(8, 2)),
             "gathered": distributed.gather(torch.full((2, 3), float(rank))),
             "unused": unused.weight.grad is None,
             **{name: gradients(loss) for name, loss in LOSSES.items()},
@@ -78,10 +79,17 @@ def test_the_group_lasts_as_long_as_its_context(processes):
 
 def test_shards_partition_a_batch(processes):
     rows = torch.cat([found["shard"] for found in processes])
-    assert sorted(rows.tolist()) == list(range(7))
+    assert sorted(rows.tolist()) == list(range(8))
     for found in processes:
         assert found["pairs"][:, 0].equal(2 * found["shard"])
         assert found["pairs"][:, 1].equal(2 * found["shard"] + 1)
+
+
+def test_an_uneven_batch_is_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "active", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    with pytest.raises(InputError, match="found 7 with 2 processes; accepted is a multiple of 2"):
+        distributed.shard(torch.arange(7))
 
 
 def test_gathered_rows_are_those_of_all_processes(processes):
