@@ -33,11 +33,11 @@ def single_label(
 ) -> dict[str, float]:
     """Figures of class probabilities (N, C) against class indices (N,), all in [0, 1].
 
-    `accuracy`, `error` (1 − accuracy), `balanced_accuracy` (mean recall), `macro_f1`, `macro_auc`
-    (one class against the rest) and `expected_calibration_error`. With `class_counts`, the
-    training images of each class, also the mean recall of the classes with more than 100 images
-    (`many_shot`), 20 to 100 (`medium_shot`) and fewer than 20 (`few_shot`) (Liu et al. 2019), each
-    where the targets hold such classes.
+    `accuracy`, `error_rate` (1 − accuracy; DVC takes a key named `error` for a failure),
+    `balanced_accuracy` (mean recall), `macro_f1`, `macro_auc` (one class against the rest) and
+    `expected_calibration_error`. With `class_counts`, the training images of each class, also the
+    mean recall of the classes with more than 100 images (`many_shot`), 20 to 100 (`medium_shot`)
+    and fewer than 20 (`few_shot`) (Liu et al. 2019), each where the targets hold such classes.
 
     Raises `InputError` for no images or probabilities that are not finite.
     """
@@ -47,7 +47,7 @@ def single_label(
     accuracy = float((predictions == targets).mean())
     figures = {
         "accuracy": accuracy,
-        "error": 1 - accuracy,
+        "error_rate": 1 - accuracy,
         "balanced_accuracy": float(np.nanmean(recall)),
         "macro_f1": float(
             f1_score(

@@ -28,7 +28,7 @@ def test_single_label_agrees_with_sklearn():
     figures = metrics.single_label(probabilities, targets)
     expected = {
         "accuracy": peer.accuracy_score(targets, predictions),
-        "error": peer.zero_one_loss(targets, predictions),
+        "error_rate": peer.zero_one_loss(targets, predictions),
         "balanced_accuracy": peer.balanced_accuracy_score(targets, predictions),
         "macro_f1": peer.f1_score(targets, predictions, average="macro"),
         "macro_auc": peer.roc_auc_score(targets, probabilities, multi_class="ovr"),

@@ -147,7 +147,7 @@ def write_curves(folder, multi_label, epochs=12):
 
 
 def write_facts(folder, multi_label):
-    keys = ("binary_accuracy", "macro_auc") if multi_label else ("error", "balanced_accuracy")
+    keys = ("binary_accuracy", "macro_auc") if multi_label else ("error_rate", "balanced_accuracy")
     ours, linear, constant = ((0.1234, 0.8765), (0.4321, 0.5432), (0.9012, 0.5))
     figures = dict(zip(keys, ours, strict=True))
     figures |= {f"linear_{key}": value for key, value in zip(keys, linear, strict=True)}

@@ -16,7 +16,7 @@ from ssnas.space import OPS
 
 # key in evaluate.json: (title, whether it is shown in per cent)
 FIGURES = {
-    "error": ("error", True),
+    "error_rate": ("error", True),
     "accuracy": ("accuracy", True),
     "balanced_accuracy": ("balanced accuracy", True),
     "many_shot": ("recall of classes with more than 100 training images", True),

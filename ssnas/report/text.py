@@ -10,7 +10,10 @@ import pandas as pd
 from ssnas.report.run import Run, ops_in_words
 
 _WIDTH, _LABEL = 88, 14
-_HEADLINES = {"recall": ("error", "balanced_accuracy"), "auc": ("binary_accuracy", "macro_auc")}
+_HEADLINES = {
+    "recall": ("error_rate", "balanced_accuracy"),
+    "auc": ("binary_accuracy", "macro_auc"),
+}
 _PICTURES = ("genotype.png", "class_counts.png", "confusion.png", "per_class.png")
 
 
