@@ -60,7 +60,8 @@ def _row(run: Run, kind: str, entry: dict, figures: tuple[str, ...]) -> dict[str
     row["data"] = _provenance(data) if data else None
     row["search (s)"] = _read(places, "searches", "search.cost.json").get("seconds")
     cost = _read(places, "rows", "finetune.cost.json")
-    row["training (s)"] = cost.get("seconds")
+    # A transfer records no cost of its own; its row's would be another training's.
+    row["training (s)"] = cost.get("seconds") if kind == "rows" else "not recorded"
     row["device"] = f"{cost['device']}, {cost['threads']} threads" if cost else None
     return row
 
