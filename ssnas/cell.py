@@ -176,6 +176,8 @@ class CellStack(nn.Module):
 
     Attributes:
         out_features: length of the feature vector.
+        channels: C of the last cell.
+        last_widths: channels of the last two outputs, which a further cell would read.
     """
 
     def __init__(
@@ -200,6 +202,7 @@ class CellStack(nn.Module):
             channels *= 2 if reduce else 1
             self.cells.append(Cell(ops[kind], previous, channels, reduce, previous_reduce, affine))
             previous, previous_reduce = (previous[1], NUM_NODES * channels), reduce
+        self.channels, self.last_widths = channels, previous
         self.out_features = NUM_NODES * channels
 
     def features(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -209,10 +212,16 @@ class CellStack(nn.Module):
             x: images, (N, in_channels, H, W), normalised.
             weights: w(α) of each cell kind, or None.
         """
+        return self.states(x, weights)[1].mean(dim=(2, 3))
+
+    def states(
+        self, x: Tensor, weights: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs of the last cell but one and of the last cell; arguments as of `features`."""
         s0 = s1 = self.stem(self.arrange(x))
         for kind, cell in zip(self.kinds, self.cells, strict=True):
             s0, s1 = s1, self.run_cell(cell, s0, s1, None if weights is None else weights[kind])
-        return s1.mean(dim=(2, 3))
+        return s0, s1
 
     def arrange(self, x: Tensor) -> Tensor:
         """Channels-last, in which depthwise convolution, pooling and batch norm run fastest."""

@@ -27,6 +27,8 @@ class Supernet(CellStack):
         in_channels: channels of the images.
         relaxation: `softmax` or `sigmoid`.
         stem_multiplier: the stem has `stem_multiplier` · C channels.
+        num_classes: outputs of a linear classifier on the features; without one, `forward` returns
+            the features themselves.
 
     Raises:
         InputError: for an unknown relaxation.
@@ -39,6 +41,7 @@ class Supernet(CellStack):
         in_channels: int = 3,
         relaxation: str = "sigmoid",
         stem_multiplier: int = 3,
+        num_classes: int | None = None,
     ) -> None:
         if relaxation not in RELAXATIONS:
             raise InputError(
@@ -59,6 +62,9 @@ class Supernet(CellStack):
         self.alphas = nn.ParameterDict(
             {kind: ALPHA_STD * torch.randn(len(EDGES), len(self_ops)) for kind in CELL_KINDS}
         )
+        self.classifier = (
+            nn.Identity() if num_classes is None else nn.Linear(self.out_features, num_classes)
+        )
 
     def architecture(self) -> dict[str, Tensor]:
         """w(α) of each cell kind, (14, ops)."""
@@ -69,12 +75,13 @@ class Supernet(CellStack):
         return [p for name, p in self.named_parameters() if not name.startswith("alphas.")]
 
     def forward(self, x: Tensor, architecture: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Features (N, out_features) of images (N, in_channels, H, W).
+        """Features (N, out_features), or logits, of images (N, in_channels, H, W).
 
         Args:
             architecture: weights to use in place of w(α), for instance a one-hot choice.
         """
-        return self.features(x, self.architecture() if architecture is None else architecture)
+        chosen = self.architecture() if architecture is None else architecture
+        return self.classifier(self.features(x, chosen))
 
 
 class PlainSupernet(Supernet):
