@@ -60,13 +60,15 @@ def search_description(run: Run) -> dict[str, Any]:
 def finetune_description(run: Run) -> dict[str, Any]:
     """What the fine-tuned weights depend on: the network file carries it, its readers compare."""
     places = Places(run.folders)
-    return {
+    description = {
         "seed": run.seeds["rows"],
         "finetune": dataclasses.asdict(run.finetune),
-        "genotype": digest(places.metrics("searches", "genotype.json")),
-        "supernet": digest(places.supernet),
         "data": digest(places.splits),
     }
+    if "searches" in run.folders:
+        description["genotype"] = digest(places.metrics("searches", "genotype.json"))
+        description["supernet"] = digest(places.supernet)
+    return description
 
 
 def digest(path: Path) -> str:

@@ -7,19 +7,40 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ssnas.operations import ConvNorm, FactorizedReduce, Pool, Rectified, Zero, build, phases
+from ssnas.errors import InputError
+from ssnas.operations import (
+    ConvNorm,
+    FactorizedReduce,
+    Pool,
+    Rectified,
+    Zero,
+    build,
+    bypass,
+    channel_shuffle,
+    phases,
+)
 from ssnas.space import EDGES, NUM_INPUTS, NUM_NODES, NUM_STATES, cell_kinds
 
 
 class Cell(nn.Module):
     """x_j = Σ_{i<j} Σ_o w_o(α_ij) o(x_i); the output is the concatenation of the nodes.
 
+    With partial channel connections (PC-DARTS, Xu et al. 2020; K = `partial` > 1) the operations
+    see the first C/K channels of a state, x_i', and the others, x_i'', bypass them:
+
+        x_j = Σ_{i<j} shuffle_K([Σ_o w_o o(x_i'), (Σ_o w_o) bypass(x_i'')])
+
+    where the bypass is the identity, or 2×2 max pooling at stride 2, and the shuffle of K groups
+    shows the next edges other channels. Since w_o is the edge's normalised β times a softmax,
+    Σ_o w_o is that β, which so multiplies the whole edge.
+
     `forward` equals `forward_by_definition`, term by term, and does less work:
 
     - edges that leave one state see the same tensor, so its ReLU, its poolings with their
       (parameter-free) batch norm and its identity are computed once and weighted per edge;
     - the weight of a convolution goes into its last batch norm (`operations.ScaledNorm`);
-    - sums accumulate in place, so no term outlives its addition.
+    - sums accumulate in place, so no term outlives its addition;
+    - the shuffle is linear, so it is applied to the sum over a node's edges.
 
     Args:
         ops: for each edge of `space.EDGES`, by its index, the operations that it carries.
@@ -29,6 +50,10 @@ class Cell(nn.Module):
         previous_reduce: whether the last cell halved the resolution, so that input 0 is twice
             as large as input 1.
         affine: whether batch norms have affine parameters.
+        partial: K; the operations see C/K channels.
+
+    Raises:
+        InputError: if K does not divide C.
     """
 
     def __init__(
@@ -39,19 +64,25 @@ class Cell(nn.Module):
         reduce: bool,
         previous_reduce: bool,
         affine: bool,
+        partial: int = 1,
     ) -> None:
         super().__init__()
+        divisors = [divisor for divisor in range(1, channels + 1) if channels % divisor == 0]
+        if partial not in divisors:
+            raise InputError(
+                f"search.partial: found {partial}, which does not divide the {channels} channels; "
+                f"choose from {', '.join(map(str, divisors))}"
+            )
         self.reduce = reduce
+        self.partial = partial
+        self._seen = channels // partial
         adapt = FactorizedReduce if previous_reduce else ConvNorm
         self.preprocess0 = adapt(previous[0], channels, affine)
         self.preprocess1 = ConvNorm(previous[1], channels, affine)
         self.edges = nn.ModuleDict(
             {
                 str(edge): nn.ModuleDict(
-                    {
-                        op: build(op, channels, 2 if reduce and source < NUM_INPUTS else 1, affine)
-                        for op in ops[edge]
-                    }
+                    {op: build(op, self._seen, self._stride(source), affine) for op in ops[edge]}
                 )
                 for edge, (source, _) in enumerate(EDGES)
                 if ops.get(edge)
@@ -62,27 +93,52 @@ class Cell(nn.Module):
             for source in range(NUM_STATES - 1)
         ]
 
+    def _stride(self, source: int) -> int:
+        return 2 if self.reduce and source < NUM_INPUTS else 1
+
+    def _split(self, source: int, state: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The channels that operations see, and what the others bring to the edges' targets."""
+        if self.partial == 1:
+            return state, None
+        seen, other = state.split((self._seen, state.shape[1] - self._seen), dim=1)
+        return seen, bypass(other, self._stride(source))
+
     def forward_by_definition(
         self, s0: Tensor, s1: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """The equation above, one operation at a time: the specification of `forward`."""
+        """The equations above, one operation at a time: the specification of `forward`."""
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         for node in range(NUM_INPUTS, NUM_STATES):
             terms = []
             for edge, (source, target) in enumerate(EDGES):
                 if target == node and str(edge) in self.edges:
-                    for index, op in enumerate(self.edges[str(edge)].values()):
-                        value = op(states[source])
-                        terms.append(value if weights is None else weights[edge, index] * value)
+                    row = None if weights is None else weights[edge]
+                    terms += self._edge_by_definition(edge, source, states[source], row)
             states.append(sum(terms))
         return torch.cat(states[NUM_INPUTS:], dim=1)
+
+    def _edge_by_definition(
+        self, edge: int, source: int, state: Tensor, weights: Tensor | None
+    ) -> list[Tensor]:
+        """The terms that an edge adds to its node."""
+        seen, other = self._split(source, state)
+        ops = self.edges[str(edge)].values()
+        if weights is None:
+            values = [op(seen) for op in ops]
+        else:
+            values = [weight * op(seen) for weight, op in zip(weights, ops, strict=True)]
+        if other is None:
+            return values
+        other = other if weights is None else weights.sum() * other
+        joint = torch.cat([sum(values), other], dim=1)
+        return [nn.functional.channel_shuffle(joint, self.partial)]
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor | None = None) -> Tensor:
         """Outputs of the nodes, concatenated.
 
         Args:
             s0, s1: outputs of the cell before last and of the last cell, (N, channels, H, W).
-            weights: w(α), (14, ops), or None where every operation counts once.
+            weights: w(α), (14, ops), or None where every operation, and a bypass, counts once.
 
         Returns:
             (N, 4 C, H', W'), H' = H of `s1`, halved (rounded up) in a reduction cell.
@@ -91,17 +147,29 @@ class Cell(nn.Module):
         first = self.preprocess0.on_phases(phases(s0.relu())) if halving else self.preprocess0(s0)
         states = [first, self.preprocess1(s1)]
         sums: list[Tensor | None] = [None] * NUM_NODES
+        bypassed: list[Tensor | None] = [None] * NUM_NODES
         for source, leaving in enumerate(self._leaving):
-            shared = _SharedInput(states[source], self.reduce and source < NUM_INPUTS)
+            seen, other = self._split(source, states[source])
+            if other is not None:
+                # One dense copy spares every pooling its own.
+                seen = seen.contiguous(memory_format=torch.channels_last)
+            shared = _SharedInput(seen, self._stride(source) == 2)
             for edge, target in leaving:
                 if str(edge) not in self.edges:
                     continue
+                node = target - NUM_INPUTS
                 for index, (name, op) in enumerate(self.edges[str(edge)].items()):
                     scale = None if weights is None else weights[edge, index]
-                    node = target - NUM_INPUTS
                     sums[node] = shared.add(sums[node], name, op, scale)
+                if other is not None:
+                    scale = None if weights is None else weights[edge].sum()
+                    bypassed[node] = _accumulate(bypassed[node], other, scale)
             if source >= NUM_INPUTS - 1:
-                states.append(sums[source + 1 - NUM_INPUTS])
+                node = source + 1 - NUM_INPUTS
+                if self.partial > 1:
+                    joint = _Concatenate.apply(sums[node], bypassed[node])
+                    sums[node] = channel_shuffle(joint, self.partial)
+                states.append(sums[node])
         return _Concatenate.apply(*states[NUM_INPUTS:])
 
 
@@ -145,9 +213,7 @@ class _SharedInput:
         if isinstance(op, Zero):
             return op(self.state) if total is None else total
         value = self._pool(name, op) if isinstance(op, Pool) else self.state
-        if total is None:
-            return value.clone() if scale is None else value * scale
-        return total.add_(value) if scale is None else total.addcmul_(value, scale)
+        return _accumulate(total, value, scale)
 
     def _pool(self, name: str, op: Pool) -> Tensor:
         if name not in self.pooled:
@@ -159,6 +225,13 @@ class _SharedInput:
             op.norm.running_var.copy_(twin.norm.running_var)
             op.norm.num_batches_tracked.copy_(twin.norm.num_batches_tracked)
         return value
+
+
+def _accumulate(total: Tensor | None, value: Tensor, scale: Tensor | None) -> Tensor:
+    """`total` + `scale` · `value`, in place."""
+    if total is None:
+        return value.clone() if scale is None else value * scale
+    return total.add_(value) if scale is None else total.addcmul_(value, scale)
 
 
 class CellStack(nn.Module):
@@ -173,6 +246,7 @@ class CellStack(nn.Module):
         in_channels: channels of the images.
         stem_multiplier: the stem has `stem_multiplier` · C channels.
         affine: whether the cells' batch norms have affine parameters.
+        partial: K of the cells' partial channel connections.
 
     Attributes:
         out_features: length of the feature vector.
@@ -188,6 +262,7 @@ class CellStack(nn.Module):
         in_channels: int = 3,
         stem_multiplier: int = 3,
         affine: bool = True,
+        partial: int = 1,
     ) -> None:
         super().__init__()
         width = stem_multiplier * channels
@@ -200,7 +275,9 @@ class CellStack(nn.Module):
         for kind in self.kinds:
             reduce = kind == "reduce"
             channels *= 2 if reduce else 1
-            self.cells.append(Cell(ops[kind], previous, channels, reduce, previous_reduce, affine))
+            self.cells.append(
+                Cell(ops[kind], previous, channels, reduce, previous_reduce, affine, partial)
+            )
             previous, previous_reduce = (previous[1], NUM_NODES * channels), reduce
         self.channels, self.last_widths = channels, previous
         self.out_features = NUM_NODES * channels

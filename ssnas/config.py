@@ -20,11 +20,16 @@ from typing import Any
 import yaml
 
 from ssnas.errors import InputError
+from ssnas.space import OPS
 
 PARAMS = Path("params.yaml")
 ROWS = Path("papers/rows.yaml")
+SYSTEMS = Path("papers/systems.yaml")
 
 OBJECTIVES = ("barlow-twins", "nt-xent", "supervised")
+SAMPLINGS = ("instance", "balanced", "bilateral")
+MIXINGS = ("parabolic", "reverse-sigmoid", "constant", "class-head")
+BASELINES = ("resnet-18", "resnet-32", "resnet-34", "resnet-50", "darkcovidnet")
 LOSSES = ("ce", "ce+la", "focal", "focal+la", "ldam-drw", "sigmoid", "balanced-sigmoid")
 TRANSFER_WEIGHTS = ("search", "finetune", "none")
 
@@ -36,7 +41,7 @@ def _key(default: Any, **limits: Any) -> Any:
 
 @dataclass(frozen=True)
 class Data:
-    """Images and how they become a long-tailed split (see `ssnas.datasets`)."""
+    """Images and how they become a long-tailed split (see `ssnas.datasets.split`)."""
 
     dataset: str = "digits"
     size: int | None = _key(None, low=8)
@@ -46,6 +51,7 @@ class Data:
     )
     imbalance: float = _key(10.0, low=1.0)
     largest_class: int | None = _key(None, low=1)
+    max_images: int | None = _key(None, low=2)
     val_fraction: float = _key(0.1, above=0.0, high=0.5)
     test_fraction: float = _key(0.2, above=0.0, high=0.5)
     bad_images: str = _key("error", choices=("error", "skip"))
@@ -66,26 +72,46 @@ class Views:
 
 
 @dataclass(frozen=True)
-class Search:
-    """The bilevel search (T21, sections 3 and 4)."""
+class Sgd:
+    """The descent on ω and what it sees, for search and fine-tuning alike (T21, section 4).
 
-    relaxation: str = _key("sigmoid", choices=("sigmoid", "softmax"))
-    objective: str = _key("barlow-twins", choices=OBJECTIVES)
-    channels: int = _key(16, low=2)
-    cells: int = _key(3, low=3)
-    stem_multiplier: int = _key(3, low=1)
-    epochs: int = _key(100, low=1)
+    `sampling` draws the batches (see `ssnas.sampling`). Under `bilateral` the two branches are
+    mixed by the schedule `mixing`, of steepness `steepness` (see `ssnas.bilateral`).
+    """
+
+    epochs: int = _key(100, low=0)
     batch_size: int = _key(32, low=2)
     learning_rate: float = _key(0.025, above=0.0)
     min_learning_rate: float = _key(0.0, low=0.0)
     momentum: float = _key(0.9, low=0.0, high=1.0)
     weight_decay: float = _key(3e-4, low=0.0)
     gradient_clip: float = _key(5.0, above=0.0)
+    crop_padding: float = _key(0.125, low=0.0, high=0.5)
+    sampling: str = _key("instance", choices=SAMPLINGS)
+    mixing: str = _key("parabolic", choices=MIXINGS)
+    steepness: float = _key(10.0, above=0.0)
+
+
+@dataclass(frozen=True)
+class Search(Sgd):
+    """The bilevel search (T21, sections 3 and 4).
+
+    A search of no epochs leaves α as they are drawn: its genotype is a random one.
+    """
+
+    relaxation: str = _key("sigmoid", choices=("sigmoid", "softmax"))
+    objective: str = _key("barlow-twins", choices=OBJECTIVES)
+    channels: int = _key(16, low=2)
+    cells: int = _key(3, low=3)
+    stem_multiplier: int = _key(3, low=1)
+    partial: int = _key(1, low=1)
+    omega_share: float = _key(0.5, above=0.0, high=0.9)
+    second_order: bool = False
+    heterogeneous: bool = False
     alpha_learning_rate: float = _key(3e-4, above=0.0)
     alpha_weight_decay: float = _key(1e-3, low=0.0)
     zero_one_norm: str = _key("l2", choices=("l2", "l1"))
     zero_one_weight: float = _key(10.0, low=0.0)
-    crop_padding: float = _key(0.125, low=0.0, high=0.5)
     projector: int = _key(512, low=2)
     loss_scale: float = _key(0.024, above=0.0)
     lambd: float = _key(0.005, low=0.0)
@@ -95,31 +121,32 @@ class Search:
 
 @dataclass(frozen=True)
 class Derive:
-    """The derivation rule (see `ssnas.genotype.derive`)."""
+    """The derivation rule (see `ssnas.genotype.derive`); `op` is that of the rule `uniform`."""
 
-    rule: str = _key("argmax", choices=("argmax", "darts", "threshold"))
+    rule: str = _key("argmax", choices=("argmax", "darts", "threshold", "uniform"))
     threshold: float = _key(0.85, low=0.0, high=1.0)
+    op: str = _key("sep_conv_3x3", choices=OPS[1:])
 
 
 @dataclass(frozen=True)
-class Finetune:
-    """Supervised training of the derived network."""
+class Finetune(Sgd):
+    """Supervised training of a network.
 
-    loss: str = _key(
-        "focal+la",
-        choices=LOSSES,
-    )
+    `network` is the one of the derived genotype, the searched supernet itself (H24), or a
+    baseline. `cells` and `channels` stack the derived cells to another size than the searched one;
+    `pretrain_epochs` train it with the search's self-supervised objective first (SSNAS).
+    """
+
+    epochs: int = _key(600, low=0)
+    network: str = _key("derived", choices=("derived", "supernet", *BASELINES))
+    cells: int | None = _key(None, low=3)
+    channels: int | None = _key(None, low=2)
+    pretrain_epochs: int = _key(0, low=0)
+    inherit: bool = True
+    freeze_backbone: bool = False
+    loss: str = _key("focal+la", choices=LOSSES)
     gamma: float = _key(2.0, low=0.0)
     tau: float = _key(1.0, low=0.0)
-    inherit: bool = True
-    epochs: int = _key(600, low=1)
-    batch_size: int = _key(32, low=2)
-    learning_rate: float = _key(0.025, above=0.0)
-    min_learning_rate: float = _key(0.0, low=0.0)
-    momentum: float = _key(0.9, low=0.0, high=1.0)
-    weight_decay: float = _key(3e-4, low=0.0)
-    gradient_clip: float = _key(5.0, above=0.0)
-    crop_padding: float = _key(0.125, low=0.0, high=0.5)
     early_stop: int = _key(0, low=0)
 
 
@@ -284,12 +311,15 @@ def load_main(path: Path = PARAMS) -> Run:
         for name, section in SECTIONS.items()
     }
     return Run(
-        dict.fromkeys(_OWNED, "main"),
+        dict.fromkeys(_STEPS, "main"),
         scale,
-        dict.fromkeys(_OWNED, _seed(document, path)),
+        dict.fromkeys(_STEPS, _seed(document, path)),
         _checked(f"{path}: device", document.get("device", "auto"), str, {}),
         **sections,
     )
+
+
+_STEPS = ("datasets", "searches", "rows", "transfers")
 
 
 def _pick(document: Mapping[str, Any], **routes: str) -> dict[str, Any]:
@@ -322,7 +352,7 @@ def load_row(kind: str, key: str, rows_path: Path = ROWS, params_path: Path = PA
     """The run of a paper row, as far as the entry determines it.
 
     Args:
-        kind: `datasets`, `searches`, `rows` or `transfers`.
+        kind: `datasets`, `searches`, `rows`, `baselines`, `transfers` or `crossvalidations`.
         key: the entry's key in papers/rows.yaml.
 
     Raises:
@@ -334,7 +364,9 @@ def load_row(kind: str, key: str, rows_path: Path = ROWS, params_path: Path = PA
     scale, preset = _scale(params, chain[kind].entry["scale"], params_path)
     sections = {}
     for group, link in chain.items():
-        given = {k: v for k, v in link.entry.items() if k not in _ENTRY_KEYS[group]}
+        reference = _REFERENCE.get(group, (None, None))[1]
+        structure = ("name", "system", "scale", "seed", reference)
+        given = {k: v for k, v in link.entry.items() if k not in structure}
         for section in _OWNED[group]:
             own = {f.name for f in dataclasses.fields(SECTIONS[section])}
             layer = {k: given.pop(k) for k in list(given) if k in own}
@@ -342,9 +374,12 @@ def load_row(kind: str, key: str, rows_path: Path = ROWS, params_path: Path = PA
         if given:
             raise InputError(f"{link.where}: unknown key(s) {', '.join(given)}")
     return Run(
-        {group: f"papers/{scale}/{group}/{link.entry['name']}" for group, link in chain.items()},
+        {
+            _ROLE.get(group, group): f"papers/{scale}/{group}/{link.entry['name']}"
+            for group, link in chain.items()
+        },
         scale,
-        {group: _seed(link.entry, link.where) for group, link in chain.items()},
+        {_ROLE.get(group, group): _seed(link.entry, link.where) for group, link in chain.items()},
         _checked(f"{params_path}: device", params.get("device", "auto"), str, {}),
         **sections,
     )
@@ -354,16 +389,18 @@ _OWNED = {
     "datasets": ("data",),
     "searches": ("views", "search", "derive"),
     "rows": ("finetune",),
+    "baselines": ("finetune",),
     "transfers": ("transfer",),
+    "crossvalidations": ("transfer", "finetune"),
 }
-_REFERENCE = {"transfers": ("rows", "row"), "rows": ("searches", "search")}
-_REFERENCE["searches"] = ("datasets", "dataset")
-_ENTRY_KEYS = {
-    "datasets": ("name", "scale", "seed"),
-    "searches": ("name", "scale", "seed", "dataset"),
-    "rows": ("name", "scale", "seed", "search", "table", "reported"),
-    "transfers": ("name", "scale", "seed", "row", "table", "reported"),
+_REFERENCE = {
+    "searches": ("datasets", "dataset"),
+    "rows": ("searches", "search"),
+    "baselines": ("datasets", "dataset"),
+    "transfers": ("rows", "row"),
 }
+_ROLE = {"baselines": "rows", "crossvalidations": "transfers"}
+"""Kinds that the stages treat as another one: they lack the links below, and nothing else."""
 
 
 class _Link(typing.NamedTuple):
@@ -372,6 +409,63 @@ class _Link(typing.NamedTuple):
     kind: str
     where: str
     entry: dict[str, Any]
+
+
+def expand(
+    systems: Mapping[str, Any], scales: list[str], path: Path = SYSTEMS
+) -> dict[str, dict[str, Any]]:
+    """The entries of rows.yaml: each system at each scale, with each of its seeds.
+
+    An entry is named after its system, with `-seed<n>` behind it for n > 0, and refers to the
+    entry of the same seed where that has one, else to that of seed 0. `seeds` counts them at scale
+    `small`; at another scale there is one, unless the system's own keys for it say more.
+
+    Raises:
+        InputError: for an unknown kind, or a reference to a system that is not there.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    for kind, named in systems.items():
+        if kind not in _OWNED:
+            raise InputError(f"{path}: {kind}: unknown kind; choose from {', '.join(_OWNED)}")
+        entries[kind] = {}
+        for name, system in (named or {}).items():
+            for scale in scales:
+                for seed in range(_seeds(system, scale)):
+                    entry = _expanded(systems, kind, name, scale, seed, path, scales)
+                    entries[kind][f"{scale}-{entry['name']}"] = entry
+    return entries
+
+
+def _seeds(system: Mapping[str, Any], scale: str) -> int:
+    counted = system.get(scale, {}).get("seeds")
+    return counted or (system.get("seeds", 1) if scale == "small" else 1)
+
+
+def _expanded(
+    systems: Mapping[str, Any],
+    kind: str,
+    name: str,
+    scale: str,
+    seed: int,
+    path: Path,
+    scales: list[str],
+) -> dict[str, Any]:
+    given = {**systems[kind][name], **systems[kind][name].get(scale, {})}
+    below, reference = _REFERENCE.get(kind, (None, None))
+    if below:
+        needed = given.get(reference)
+        if needed not in (systems.get(below) or {}):
+            raise InputError(
+                f"{path}: {kind}.{name}.{reference}: found {needed!r}; choose from "
+                f"{', '.join(systems.get(below) or {})}"
+            )
+        given[reference] = _named(needed, seed, _seeds(systems[below][needed], scale))
+    own = {key: value for key, value in given.items() if key not in (*scales, "seeds")}
+    return {"name": _named(name, seed), "system": name, "scale": scale, "seed": seed} | own
+
+
+def _named(system: str, seed: int, seeds: int | None = None) -> str:
+    return f"{system}-seed{seed}" if 0 < seed < (seeds or seed + 1) else system
 
 
 def _chain(document: Mapping[str, Any], kind: str, key: str, path: Path) -> typing.Iterator[_Link]:

@@ -1,18 +1,62 @@
-"""The network of a run: its derived genotype at the size that was searched."""
+"""The network that a run trains."""
 
-from ssnas.artifacts import Places, read_genotype
-from ssnas.config import Run
+from torch import nn
+
+from ssnas.artifacts import Places, load_weights, read_genotype, search_description
+from ssnas.baselines import build_baseline, normalise_classifier
+from ssnas.bilateral import build_supernet
+from ssnas.config import BASELINES, Run
 from ssnas.datasets import Dataset
-from ssnas.network import Network
+from ssnas.errors import InputError
+from ssnas.network import Network, inherit
 
 
-def build_network(run: Run, data: Dataset) -> Network:
-    """The network of the run's genotype for these images and classes."""
-    return Network(
-        read_genotype(Places(run.folders).metrics("searches", "genotype.json")),
-        run.search.channels,
-        run.search.cells,
-        data.num_classes,
-        data.images.shape[-1],
-        run.search.stem_multiplier,
-    )
+def build_network(run: Run, data: Dataset) -> nn.Module:
+    """The network of `finetune.network` for these images and classes.
+
+    LDAM's logits are cosines, so its classifier is a normalised one (Cao et al. 2019).
+
+    Raises:
+        InputError: if the search has no such network, or an option does not go with it.
+    """
+    config, in_channels = run.finetune, data.images.shape[-1]
+    if config.network in BASELINES:
+        network = build_baseline(
+            config.network, data.num_classes, in_channels, data.images.shape[1]
+        )
+    elif config.network == "supernet":
+        if run.search.objective != "supervised":
+            raise InputError(
+                "finetune.network: found 'supernet' of a self-supervised search, which has no "
+                "classifier; accepted with search.objective supervised"
+            )
+        network = build_supernet(run.search, in_channels, data.num_classes)
+    else:
+        network = Network(
+            read_genotype(Places(run.folders).metrics("searches", "genotype.json")),
+            config.channels or run.search.channels,
+            config.cells or run.search.cells,
+            data.num_classes,
+            in_channels,
+            run.search.stem_multiplier,
+        )
+    if config.loss == "ldam-drw":
+        normalise_classifier(network)
+    return network
+
+
+def start_from_search(network: nn.Module, run: Run) -> None:
+    """Give `network` the searched weights that it starts from, if the run has a search.
+
+    A supernet goes on as the search left it; a derived network inherits, unless told not to.
+
+    Raises:
+        InputError: if the search's files are missing or of other parameters or data.
+    """
+    if "searches" not in run.folders:
+        return
+    weights = load_weights(Places(run.folders).supernet, search_description(run))
+    if run.finetune.network == "supernet":
+        network.load_state_dict(weights)
+    elif run.finetune.network == "derived" and run.finetune.inherit:
+        inherit(network, weights)

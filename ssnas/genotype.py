@@ -13,7 +13,7 @@ import numpy as np
 from ssnas.errors import InputError
 from ssnas.space import CELL_KINDS, EDGES, NUM_INPUTS, NUM_STATES, OPS
 
-RULES = ("argmax", "darts", "threshold")
+RULES = ("argmax", "darts", "threshold", "uniform")
 MAX_OPS_PER_NODE = 2
 
 
@@ -105,7 +105,10 @@ def _check_cell(kind: str, edges: tuple[Edge, ...]) -> None:
 
 
 def derive(
-    weights: Mapping[str, object], rule: str = "argmax", threshold: float = 0.85
+    weights: Mapping[str, object],
+    rule: str = "argmax",
+    threshold: float = 0.85,
+    op: str = "sep_conv_3x3",
 ) -> Genotype:
     """Choose the operations that the found architecture keeps.
 
@@ -114,17 +117,25 @@ def derive(
       edges whose best op is strongest.
     - `threshold` (FairDARTS, Chu et al. 2020): per node at most two ops, among those with
       σ(α) > `threshold`; a node with none above it keeps its single strongest op.
+    - `uniform`: `op` on every edge, whatever the weights; a baseline.
 
     Args:
         weights: for "normal" and "reduce" the op weights w(α), shape (14, ops), edges in the order
             of `space.EDGES`, ops being the last columns of `space.OPS`.
         rule: one of `RULES`.
         threshold: of the rule `threshold`.
+        op: of the rule `uniform`.
 
     Raises:
-        InputError: for an unknown rule, NaN weights, or a cell with an isolated node.
+        InputError: for an unknown rule or op, NaN weights, or a cell with an isolated node.
     """
-    choose = {"argmax": _argmax, "darts": _darts, "threshold": _threshold}.get(rule)
+    rules = {
+        "argmax": _argmax,
+        "darts": _darts,
+        "threshold": lambda candidates: _threshold(candidates, threshold),
+        "uniform": lambda candidates: [Edge(*edge, op) for edge in EDGES],
+    }
+    choose = rules.get(rule)
     if choose is None:
         raise InputError(f"derive.rule: unknown rule {rule!r}; choose from {', '.join(RULES)}")
     cells = {}
@@ -142,7 +153,7 @@ def derive(
             for (source, target), row in zip(EDGES, table, strict=True)
             for op, weight in zip(OPS[-table.shape[1] :], row, strict=True)
         ]
-        cells[kind] = tuple(choose(candidates, threshold))
+        cells[kind] = tuple(choose(candidates))
     return Genotype(**cells)
 
 
@@ -169,11 +180,11 @@ def _without_none(candidates: Candidates) -> Candidates:
     return [(weight, edge) for weight, edge in candidates if edge.op != "none"]
 
 
-def _argmax(candidates: Candidates, threshold: float) -> list[Edge]:
+def _argmax(candidates: Candidates) -> list[Edge]:
     return [edge for _, edge in _without_none(_best_per_edge(candidates))]
 
 
-def _darts(candidates: Candidates, threshold: float) -> list[Edge]:
+def _darts(candidates: Candidates) -> list[Edge]:
     best = _best_per_edge(_without_none(candidates))
     return [
         edge

@@ -35,9 +35,12 @@ def single_label(
 
     `accuracy`, `error_rate` (1 − accuracy; DVC takes a key named `error` for a failure),
     `balanced_accuracy` (mean recall), `macro_f1`, `macro_auc` (one class against the rest) and
-    `expected_calibration_error`. With `class_counts`, the training images of each class, also the
-    mean recall of the classes with more than 100 images (`many_shot`), 20 to 100 (`medium_shot`)
-    and fewer than 20 (`few_shot`) (Liu et al. 2019), each where the targets hold such classes.
+    `expected_calibration_error`. With `class_counts`, the training images of each class, also
+    `longtail_accuracy`, that on test images as long-tailed as the training images
+    (Σ_c n_c recall_c / Σ_c n_c, the expectation over all such subsets of the test images; Yan
+    2024's second test set), and the mean recall of the classes with more than 100 images
+    (`many_shot`), 20 to 100 (`medium_shot`) and fewer than 20 (`few_shot`) (Liu et al. 2019), each
+    where the targets hold such classes.
 
     Raises `InputError` for no images or probabilities that are not finite.
     """
@@ -60,6 +63,9 @@ def single_label(
         "expected_calibration_error": _expected_calibration_error(probabilities, targets),
     }
     if class_counts is not None:
+        counts = np.where(np.isnan(recall), 0, class_counts)
+        if counts.any():
+            figures["longtail_accuracy"] = float(np.average(np.nan_to_num(recall), weights=counts))
         figures |= _shot_accuracies(recall, np.asarray(class_counts))
     return figures
 

@@ -191,6 +191,24 @@ class Zero(nn.Module):
         return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
+def bypass(x: Tensor, stride: int) -> Tensor:
+    """What becomes of the channels that pass by an edge's operations (PC-DARTS, Xu et al. 2020).
+
+    Returns:
+        `x` at stride 1; at stride 2 its 2×2 max pooling, (N, C, ⌈H/2⌉, ⌈W/2⌉).
+    """
+    return x if stride == 1 else nn.functional.max_pool2d(x, 2, ceil_mode=True)
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """Channel g C/K + i of (N, C, H, W) becomes channel i K + g (Zhang et al. 2018; K groups).
+
+    PyTorch's function of that name, but the result is channels-last on every device.
+    """
+    x = x.permute(0, 2, 3, 1).unflatten(3, (groups, -1))
+    return x.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
+
+
 _BUILDERS = {
     "none": lambda c, s, affine: Zero(s),
     "max_pool_3x3": lambda c, s, affine: Pool(c, s, "max"),

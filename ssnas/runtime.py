@@ -13,6 +13,9 @@ import torch
 
 from ssnas.errors import InputError
 
+STREAMS = 100
+"""Random streams of each process: the streams of process r are numbered from r · STREAMS."""
+
 
 def choose_device(name: str = "auto") -> torch.device:
     """`auto`: the accelerator if there is one, else the CPU; or a device by its PyTorch name.

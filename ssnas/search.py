@@ -1,50 +1,42 @@
-"""The bilevel architecture search, for every relaxation and objective.
+"""The bilevel architecture search, for every relaxation, objective and sampling scheme.
 
-First order (Liu et al. 2019; T21): each step makes one Adam step on α with
-ℓ_val + w_01 · ℓ_01, on images that ω is not trained on, and then one SGD step on ω with ℓ_train.
-The self-supervised objectives read images alone.
+Each step makes one Adam step on α with ℓ_val + w_01 · ℓ_01, on images that ω is not trained on, and
+then one SGD step on ω with ℓ_train (Liu et al. 2019; T21). The self-supervised objectives read
+images alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ssnas import losses
-from ssnas.augment import Normalise, crop_and_flip, views
+from ssnas.augment import Normalise
+from ssnas.bilateral import BilateralSupernet, backbone_rate, build_supernet
 from ssnas.checkpoint import Checkpoint
 from ssnas.config import Search, Views
-from ssnas.distributed import average_gradients, gather, rank, shard
+from ssnas.descent import Descent, without_gradients
+from ssnas.distributed import average_gradients, rank, shard
 from ssnas.errors import InputError
 from ssnas.loop import GeneratorState, Loop
 from ssnas.metrics import knn_accuracy
-from ssnas.runtime import autocast, generator, seed_everything
+from ssnas.objectives import Bilateral, Images, SelfSupervised, supervised
+from ssnas.runtime import STREAMS, autocast, generator, seed_everything
+from ssnas.sampling import draw_batches
 from ssnas.space import CELL_KINDS, EDGES
 from ssnas.supernet import Supernet, frozen_statistics
 
 ALPHA_BETAS = (0.5, 0.999)
 DECIDED = (0.15, 0.85)
+PERTURBATION = 0.01
 HALVES, ORDER, VIEWS = range(3)
-STREAMS = 100
 
-
-@dataclass(frozen=True)
-class Images:
-    """What the search sees: uint8 images (N, H, W, C) on the device, and how to show them.
-
-    `labels` stay None for the self-supervised objectives.
-    """
-
-    pixels: Tensor
-    normalise: Normalise
-    flip: bool
-    labels: Tensor | None = None
-    num_classes: int = 0
+Loss = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -57,126 +49,116 @@ class Found:
     seconds: float
 
 
-class SelfSupervised(nn.Module):
-    """Barlow Twins or NT-Xent between the projections of two random views."""
-
-    def __init__(self, config: Search, view_settings: Views, features: int) -> None:
-        super().__init__()
-        width = config.projector
-        self.projector = nn.Sequential(
-            nn.Linear(features, width, bias=False),
-            nn.BatchNorm1d(width),
-            nn.ReLU(),
-            nn.Linear(width, width, bias=False),
-            nn.BatchNorm1d(width),
-            nn.ReLU(),
-            nn.Linear(width, width, bias=False),
-        )
-        self.config, self.views = config, view_settings
-
-    def forward(
-        self, supernet: Supernet, images: Images, batch: Tensor, random: torch.Generator
-    ) -> Tensor:
-        pixels = images.pixels[batch]
-        embeddings = []
-        for _ in range(2):
-            view = views(pixels, random, self.views, images.flip)
-            with autocast(pixels.device):
-                projection = self.projector(supernet(images.normalise.standardise(view)))
-            embeddings.append(gather(projection.float()))
-        if self.config.objective == "barlow-twins":
-            loss = losses.barlow_twins(*embeddings, lambd=self.config.lambd)
-            return self.config.loss_scale * loss
-        return losses.nt_xent(*embeddings, temperature=self.config.temperature)
-
-
-class Supervised(nn.Module):
-    """Cross-entropy of a linear classifier, as DARTS and FairDARTS search.
-
-    Raises:
-        InputError: if the images come without labels, or with several labels each.
-    """
-
-    def __init__(self, config: Search, images: Images, features: int) -> None:
-        super().__init__()
-        if images.labels is None or images.labels.ndim != 1:
-            raise InputError(
-                "search.objective: 'supervised' needs one label an image; choose from "
-                "barlow-twins, nt-xent"
-            )
-        self.classifier = nn.Linear(features, images.num_classes)
-        self.padding = round(config.crop_padding * max(images.pixels.shape[1:3]))
-
-    def forward(
-        self, supernet: Supernet, images: Images, batch: Tensor, random: torch.Generator
-    ) -> Tensor:
-        pixels = crop_and_flip(images.pixels[batch], random, self.padding, images.flip)
-        with autocast(pixels.device):
-            logits = self.classifier(supernet(images.normalise(pixels)))
-        return nn.functional.cross_entropy(logits.float(), images.labels[batch])
-
-
 class Bilevel:
     """One step of the bilevel problem, and everything that it changes.
 
     Args:
         supernet: on the device.
-        objective: called with the supernet, the images, a batch of indices and a generator.
+        objective: see `ssnas.objectives`.
         config: optimisers and weights of the losses.
     """
 
     def __init__(self, supernet: Supernet, objective: nn.Module, config: Search) -> None:
         self.supernet, self.objective, self.config = supernet, objective, config
         self.omega = [*supernet.weights(), *objective.parameters()]
-        self.alpha = list(supernet.alphas.values())
-        self.omega_optimiser = torch.optim.SGD(
-            self.omega,
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        self.alpha = supernet.architecture_parameters()
+        self.descent = Descent(self.omega, config)
+        bilateral = isinstance(supernet, BilateralSupernet)
+        backbone = supernet.backbone_alphas() if bilateral else self.alpha
+        groups = [{"params": backbone}]
+        if bilateral:
+            groups.append({"params": supernet.branch_alphas()})
         self.alpha_optimiser = torch.optim.Adam(
-            self.alpha,
+            groups,
             lr=config.alpha_learning_rate,
             betas=ALPHA_BETAS,
             weight_decay=config.alpha_weight_decay,
-        )
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.omega_optimiser, config.epochs, eta_min=config.min_learning_rate
         )
 
     def state(self) -> dict[str, Any]:
         return {
             "supernet": self.supernet,
             "objective": self.objective,
-            "omega_optimiser": self.omega_optimiser,
+            "descent": self.descent,
             "alpha_optimiser": self.alpha_optimiser,
-            "schedule": self.schedule,
         }
 
-    def step_alpha(self, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
-        """One Adam step on α; batch statistics of these images are not recorded."""
-        with (
-            _without_gradients(self.omega),
-            frozen_statistics(self.supernet),
-            frozen_statistics(self.objective),
-        ):
-            value, zero_one = loss(), self.zero_one()
-            self.alpha_optimiser.zero_grad()
-            (value + self.config.zero_one_weight * zero_one).backward()
+    def scale_backbone_rate(self, factor: float) -> None:
+        """HLS (H24): the backbone's α learn at `factor` times the rate of the branches' α."""
+        self.alpha_optimiser.param_groups[0]["lr"] = self.config.alpha_learning_rate * factor
+
+    def step_alpha(self, validation: Loss, training: Loss | None = None) -> dict[str, Tensor]:
+        """One Adam step on α; batch statistics of these images are not recorded.
+
+        Of first order, ∇_α ℓ_val(ω, α), unless `training` is given: see `_unroll`.
+        """
+        with frozen_statistics(self.supernet), frozen_statistics(self.objective):
+            if training is None:
+                with without_gradients(self.omega):
+                    value, zero_one = self._validate(validation)
+            else:
+                value, zero_one = self._unroll(validation, training)
         average_gradients(self.alpha)
         self.alpha_optimiser.step()
         return {"loss_alpha": value.detach(), "loss_zero_one": zero_one.detach()}
 
-    def step_omega(self, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
-        """One SGD step on ω, its gradient clipped to `gradient_clip`."""
-        with _without_gradients(self.alpha):
-            value = loss()
-            self.omega_optimiser.zero_grad()
-            value.backward()
-        average_gradients(self.omega)
-        nn.utils.clip_grad_norm_(self.omega, self.config.gradient_clip)
-        self.omega_optimiser.step()
+    def _validate(self, validation: Loss) -> tuple[Tensor, Tensor]:
+        value, zero_one = validation(), self.zero_one()
+        self.alpha_optimiser.zero_grad()
+        (value + self.config.zero_one_weight * zero_one).backward()
+        return value, zero_one
+
+    def _unroll(self, validation: Loss, training: Loss) -> tuple[Tensor, Tensor]:
+        """The gradient of second order (Liu et al. 2019, equations 7 and 8), left in α's `grad`.
+
+        ∇_α ℓ_val(ω', α) − ξ ∇²_{α,ω} ℓ_train(ω, α) ∇_{ω'} ℓ_val(ω', α), where ω' is ω after one
+        step of its own optimiser, ξ that optimiser's rate, and the product of the second
+        derivative with v = ∇_{ω'} ℓ_val a central difference: (∇_α ℓ_train(ω⁺) − ∇_α ℓ_train(ω⁻))
+        / 2ε, ω^± = ω ± ε v, ε = 0.01 / ‖v‖.
+        """
+        rate = self.descent.learning_rate
+        before = [weight.detach().clone() for weight in self.omega]
+        own = torch.autograd.grad(training(), self.omega, allow_unused=True)
+        self._move(before, self._momentum_step(own), -rate)
+        for weight in self.omega:
+            weight.grad = None
+        value, zero_one = self._validate(validation)
+        direction = [weight.grad for weight in self.omega]
+        norm = torch.stack([g.norm() for g in direction if g is not None]).norm()
+        epsilon = PERTURBATION / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+        products = []
+        with without_gradients(self.omega):
+            for sign in (1, -1):
+                self._move(before, direction, sign * epsilon)
+                products.append(torch.autograd.grad(training(), self.alpha))
+        self._move(before, direction, 0.0)
+        for alpha, plus, minus in zip(self.alpha, *products, strict=True):
+            alpha.grad -= rate * (plus - minus) / (2 * epsilon)
+        return value, zero_one
+
+    def _momentum_step(self, gradients: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+        """What SGD with momentum and weight decay would subtract, over its rate."""
+        steps = []
+        for weight, gradient in zip(self.omega, gradients, strict=True):
+            if gradient is None:
+                steps.append(None)
+                continue
+            step = gradient + self.config.weight_decay * weight.detach()
+            buffer = self.descent.optimiser.state[weight].get("momentum_buffer")
+            steps.append(step if buffer is None else step + self.config.momentum * buffer)
+        return steps
+
+    @torch.no_grad()
+    def _move(self, start: list[Tensor], along: list[Tensor | None], by: float | Tensor) -> None:
+        """ω ← start + by · along."""
+        for weight, origin, direction in zip(self.omega, start, along, strict=True):
+            weight.copy_(origin if direction is None else origin + by * direction)
+
+    def step_omega(self, training: Loss) -> dict[str, Tensor]:
+        """One SGD step on ω."""
+        with without_gradients(self.alpha):
+            value = training()
+            self.descent.step(value)
         return {"loss_weights": value.detach()}
 
     def zero_one(self) -> Tensor:
@@ -185,18 +167,6 @@ class Bilevel:
             return self.alpha[0].new_zeros(())
         weights = torch.cat([w.flatten() for w in self.supernet.architecture().values()])
         return losses.zero_one(weights, self.config.zero_one_norm)
-
-
-@contextmanager
-def _without_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """The backward pass inside skips these parameters."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 class AlphaLog:
@@ -236,48 +206,49 @@ def search(
 ) -> Found:
     """Search an architecture for these images.
 
-    Half of the images, drawn once, drive ω, the other half α. The last, short batch of an epoch
-    is dropped, since the losses use batch statistics.
+    A share `omega_share` of the images, drawn once, drives ω, the rest α. The last, short batch of
+    an epoch is dropped, since the self-supervised losses use batch statistics.
 
     Args:
         monitor: a figure to watch, computed every `knn_every` epochs; the search ignores it.
 
     Raises:
-        InputError: for too few images, or losses that are not finite.
+        InputError: for too few images, losses that are not finite, or an objective or sampling
+            scheme that these labels do not allow.
     """
     device = images.pixels.device
     seed_everything(seed)
-    supernet = Supernet(
-        config.channels,
-        config.cells,
-        images.pixels.shape[-1],
-        config.relaxation,
-        config.stem_multiplier,
-    )
-    objective = (
-        Supervised(config, images, supernet.out_features)
-        if config.objective == "supervised"
-        else SelfSupervised(config, view_settings, supernet.out_features)
-    )
+    supernet, objective = _build(images, config, view_settings)
     bilevel = Bilevel(supernet.to(device), objective.to(device), config)
     order = generator(torch.device("cpu"), seed, ORDER)
     random = generator(device, seed, VIEWS + STREAMS * rank())
-    halves = _halves(len(images.pixels), config.batch_size, seed)
+    parts = _parts(len(images.pixels), config, seed)
+    labels = None if images.labels is None else images.labels.cpu()
     alphas = AlphaLog()
 
+    def start_epoch() -> Tensor:
+        if config.heterogeneous:
+            bilevel.scale_backbone_rate(backbone_rate(objective.ratio(len(loop.history))))
+        return draw_batches(parts, config.sampling, config.batch_size, order, labels)
+
     def step(batch: Tensor) -> dict[str, Tensor]:
-        batch = shard(batch).to(device)
-        figures = bilevel.step_alpha(lambda: objective(supernet, images, batch[:, 0], random))
-        return figures | bilevel.step_omega(
-            lambda: objective(supernet, images, batch[:, 1], random)
+        batch, epoch = shard(batch).to(device), len(loop.history)
+        validation, training = (
+            partial(objective, supernet, objective.draw(images, batch[:, part], random), epoch)
+            for part in range(2)
         )
+        figures = bilevel.step_alpha(validation, training if config.second_order else None)
+        return figures | bilevel.step_omega(training)
 
     def finish_epoch(epoch: int) -> dict[str, Any]:
         alphas.add(epoch, supernet)
-        row = {"learning_rate": bilevel.schedule.get_last_lr()[0], **_decisions(supernet)}
+        row = {"learning_rate": bilevel.descent.learning_rate, **_decisions(supernet)}
+        if isinstance(objective, Bilateral):
+            row["mixing_ratio"] = objective.ratio(epoch - 1)
+            row["backbone_rate"] = bilevel.alpha_optimiser.param_groups[0]["lr"]
         if monitor and config.knn_every and epoch % config.knn_every == 0:
             row["knn_accuracy"] = monitor(supernet)
-        bilevel.schedule.step()
+        bilevel.descent.finish_epoch()
         return row
 
     loop = Loop(
@@ -289,7 +260,7 @@ def search(
             "order": GeneratorState(order),
             "random": GeneratorState(random),
         },
-        lambda: _draw_batches(halves, config.batch_size, order),
+        start_epoch,
         step,
         finish_epoch,
         checkpoint,
@@ -298,23 +269,50 @@ def search(
     return Found(supernet, history, alphas.rows, loop.seconds)
 
 
-def _halves(count: int, batch_size: int, seed: int) -> Tensor:
-    """Indices (N/2, 2): the images of α and those of ω, disjoint."""
-    half = count // 2
-    if half < batch_size:
+def _build(images: Images, config: Search, view_settings: Views) -> tuple[Supernet, nn.Module]:
+    """The supernet and its objective.
+
+    Raises:
+        InputError: if they need other labels, or go with another sampling scheme.
+    """
+    by_labels = config.objective == "supervised"
+    if by_labels and (images.labels is None or images.labels.ndim != 1):
         raise InputError(
-            f"search.batch_size: found {batch_size}, but half of the {count} training images is "
-            f"{half}; accepted is at most {half}"
+            "search.objective: 'supervised' needs one label an image; choose from "
+            "barlow-twins, nt-xent"
+        )
+    if not by_labels and config.sampling != "instance":
+        raise InputError(
+            f"search.sampling: found {config.sampling!r}, which reads labels, with objective "
+            f"{config.objective!r}; accepted is instance, or objective supervised"
+        )
+    if config.heterogeneous and config.sampling != "bilateral":
+        raise InputError(
+            f"search.heterogeneous: found true with sampling {config.sampling!r}; accepted is "
+            "sampling bilateral, whose mixing ratio scales the rate"
+        )
+    in_channels = images.pixels.shape[-1]
+    supernet = build_supernet(config, in_channels, images.num_classes if by_labels else None)
+    if by_labels:
+        return supernet, supervised(_cross_entropy, config)
+    return supernet, SelfSupervised(config, view_settings, supernet.out_features)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, epoch: int) -> Tensor:
+    return nn.functional.cross_entropy(logits, targets)
+
+
+def _parts(count: int, config: Search, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the images of α and of those of ω, disjoint."""
+    # 40 · (1 − 0.8) comes out as 7.999999999999998.
+    sizes = [int(count * share + 1e-6) for share in (1 - config.omega_share, config.omega_share)]
+    if min(sizes) < config.batch_size:
+        raise InputError(
+            f"search.batch_size: found {config.batch_size}, but of the {count} training images "
+            f"{sizes[0]} drive α and {sizes[1]} ω; accepted is at most {min(sizes)}"
         )
     permutation = torch.randperm(count, generator=generator(torch.device("cpu"), seed, HALVES))
-    return permutation[: 2 * half].view(2, half).T
-
-
-def _draw_batches(halves: Tensor, batch_size: int, order: torch.Generator) -> Tensor:
-    """Shuffled batches (steps, batch, 2): column 0 for α, column 1 for ω."""
-    columns = [half[torch.randperm(len(half), generator=order)] for half in halves.T]
-    steps = len(halves) // batch_size
-    return torch.stack(columns, dim=1)[: steps * batch_size].view(steps, batch_size, 2)
+    return permutation[: sizes[0]], permutation[sizes[0] : sum(sizes)]
 
 
 def _decisions(supernet: Supernet) -> dict[str, float]:
@@ -339,19 +337,18 @@ def encode(supernet: Supernet, images: Tensor, normalise: Normalise, batch: int 
         parts = []
         for chunk in images.split(batch):
             with autocast(images.device):
-                parts.append(supernet(normalise(chunk)).float())
+                features = supernet.features(normalise(chunk), supernet.architecture())
+            parts.append(features.float())
         return torch.cat(parts)
     finally:
         supernet.train(training)
 
 
-def knn_monitor(
-    train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], normalise: Normalise
-) -> Callable[[Supernet], float]:
-    """k-nearest-neighbour accuracy on the validation images: (images, labels) of both splits."""
+def knn_monitor(train: Images, val: Images) -> Callable[[Supernet], float]:
+    """k-nearest-neighbour accuracy on labelled validation images."""
 
     def monitor(supernet: Supernet) -> float:
-        features = [encode(supernet, images, normalise) for images, _ in (train, val)]
-        return knn_accuracy(features[0], train[1], features[1], val[1])
+        features = [encode(supernet, part.pixels, part.normalise) for part in (train, val)]
+        return knn_accuracy(features[0], train.labels, features[1], val.labels)
 
     return monitor

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssnas.cell import Cell, CellStack
 from ssnas.errors import InputError
-from ssnas.space import CELL_KINDS, EDGES, RELAXATIONS
+from ssnas.space import CELL_KINDS, EDGES, NUM_INPUTS, NUM_STATES, RELAXATIONS
 
 ALPHA_STD = 1e-3
 
@@ -21,6 +21,10 @@ class Supernet(CellStack):
     w is the softmax over an edge's operations (DARTS, Liu et al. 2019) or the elementwise sigmoid
     (FairDARTS, Chu et al. 2020). The α of a cell kind are shared by all cells of that kind.
 
+    With `partial` K > 1 the operations see 1/K of the channels, so that the search keeps far fewer
+    activations, and edges are normalised (PC-DARTS, Xu et al. 2020; see `Cell`): each has a β,
+    shared as the α are, whose softmax over the edges into the same node multiplies the edge.
+
     Args:
         channels: C of the first cell.
         num_cells: L.
@@ -29,9 +33,10 @@ class Supernet(CellStack):
         stem_multiplier: the stem has `stem_multiplier` · C channels.
         num_classes: outputs of a linear classifier on the features; without one, `forward` returns
             the features themselves.
+        partial: K, a divisor of `channels`; above 1 with the relaxation `softmax` alone.
 
     Raises:
-        InputError: for an unknown relaxation.
+        InputError: for an unknown relaxation, or a `partial` that is not accepted.
     """
 
     def __init__(
@@ -42,10 +47,16 @@ class Supernet(CellStack):
         relaxation: str = "sigmoid",
         stem_multiplier: int = 3,
         num_classes: int | None = None,
+        partial: int = 1,
     ) -> None:
         if relaxation not in RELAXATIONS:
             raise InputError(
                 f"search.relaxation: unknown {relaxation!r}; choose from {', '.join(RELAXATIONS)}"
+            )
+        if partial > 1 and relaxation != "softmax":
+            raise InputError(
+                f"search.partial: found {partial} with relaxation {relaxation}; above 1 it is "
+                "accepted with relaxation softmax"
             )
         self_ops = RELAXATIONS[relaxation]
         every_edge = dict.fromkeys(range(len(EDGES)), self_ops)
@@ -56,23 +67,35 @@ class Supernet(CellStack):
             in_channels,
             stem_multiplier,
             affine=False,
+            partial=partial,
         )
         self.relaxation = relaxation
         self.ops = self_ops
         self.alphas = nn.ParameterDict(
             {kind: ALPHA_STD * torch.randn(len(EDGES), len(self_ops)) for kind in CELL_KINDS}
         )
+        self.betas = nn.ParameterDict(
+            {kind: ALPHA_STD * torch.randn(len(EDGES)) for kind in CELL_KINDS if partial > 1}
+        )
         self.classifier = (
             nn.Identity() if num_classes is None else nn.Linear(self.out_features, num_classes)
         )
 
     def architecture(self) -> dict[str, Tensor]:
-        """w(α) of each cell kind, (14, ops)."""
-        return {kind: relax(alpha, self.relaxation) for kind, alpha in self.alphas.items()}
+        """w(α), with partial channels β·w(α), of each cell kind, (14, ops)."""
+        return {
+            kind: relax(alpha, self.relaxation, self.betas.get(kind))
+            for kind, alpha in self.alphas.items()
+        }
+
+    def architecture_parameters(self) -> list[nn.Parameter]:
+        """All α and β."""
+        return [*self.alphas.values(), *self.betas.values()]
 
     def weights(self) -> list[nn.Parameter]:
-        """ω: every parameter but the α."""
-        return [p for name, p in self.named_parameters() if not name.startswith("alphas.")]
+        """ω: every parameter but the α and β."""
+        searched = ("alphas.", "betas.")
+        return [p for name, p in self.named_parameters() if not name.startswith(searched)]
 
     def forward(self, x: Tensor, architecture: Mapping[str, Tensor] | None = None) -> Tensor:
         """Features (N, out_features), or logits, of images (N, in_channels, H, W).
@@ -98,9 +121,35 @@ class PlainSupernet(Supernet):
         return cell.forward_by_definition(s0, s1, weights)
 
 
-def relax(alpha: Tensor, relaxation: str) -> Tensor:
-    """w(α), (14, ops), of one cell kind's α: softmax over an edge's ops, or elementwise sigmoid."""
-    return alpha.sigmoid() if relaxation == "sigmoid" else alpha.softmax(dim=-1)
+def relax(alpha: Tensor, relaxation: str, beta: Tensor | None = None) -> Tensor:
+    """w(α), (14, ops), of one cell kind's α: softmax over an edge's ops, or elementwise sigmoid.
+
+    Args:
+        beta: with partial channels, β, (14,): the w of edge (i, j) are multiplied by
+            exp(β_ij) / Σ_{i'<j} exp(β_i'j).
+    """
+    weights = alpha.sigmoid() if relaxation == "sigmoid" else alpha.softmax(dim=-1)
+    if beta is None:
+        return weights
+    # The edges are ordered by target, and state j is entered by j of them.
+    entering = beta.split(tuple(range(NUM_INPUTS, NUM_STATES)))
+    return torch.cat([edges.softmax(dim=0) for edges in entering])[:, None] * weights
+
+
+def architecture_of(weights: Mapping[str, Tensor], relaxation: str) -> dict[str, Tensor]:
+    """What `Supernet.architecture` returns, from a saved supernet.
+
+    Args:
+        weights: a state dict: `alphas.*`, with partial channels `betas.*`, and others, ignored.
+        relaxation: as of `Supernet`.
+
+    Returns:
+        for each kind that has α the (β·)w(α), (14, ops).
+    """
+    return {
+        kind: relax(weights[f"alphas.{kind}"], relaxation, weights.get(f"betas.{kind}"))
+        for kind in (name.removeprefix("alphas.") for name in weights if name.startswith("alphas."))
+    }
 
 
 @contextmanager

@@ -1,10 +1,13 @@
-"""Supervised training of a network, and its predictions."""
+"""Training of a network, self-supervised and supervised, and its predictions."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,18 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from ssnas import metrics
-from ssnas.augment import Normalise, crop_and_flip
+from ssnas.augment import Normalise
+from ssnas.bilateral import BilateralSupernet
 from ssnas.checkpoint import Checkpoint
-from ssnas.config import Finetune
+from ssnas.config import Finetune, Search, Sgd, Views
 from ssnas.datasets import Dataset
-from ssnas.distributed import average_gradients, rank, shard
+from ssnas.descent import Descent
+from ssnas.distributed import rank, shard
+from ssnas.errors import InputError
 from ssnas.loop import GeneratorState, Loop
 from ssnas.losses import make_loss
-from ssnas.runtime import autocast, generator
+from ssnas.network import Network
+from ssnas.objectives import Images, SelfSupervised, images_of, supervised
+from ssnas.runtime import STREAMS, autocast, generator
+from ssnas.sampling import draw_batches
+from ssnas.supernet import Supernet
 
-ORDER, CROPS = 10, 11
-STREAMS = 100
+ORDER, CROPS, PRETRAIN_ORDER, PRETRAIN_VIEWS = range(10, 14)
 EVALUATION_BATCH = 256
+RATIOS = tuple(step / 10 for step in range(11))
 
 
 @dataclass(frozen=True)
@@ -65,17 +75,17 @@ def fit(
     name: str = "finetune",
     checkpoint: Checkpoint | None = None,
 ) -> Fitted:
-    """Train all weights of `network`, in place, with SGD, cosine annealing and `config.loss`.
+    """Train the weights of `network`, in place, with SGD, cosine annealing and `config.loss`.
 
-    It ends with the weights of the last epoch. With `early_stop` = k > 0 it ends after k epochs
-    without a better balanced accuracy on the validation images (macro AUC for multi-label data),
-    with the weights of the best one.
+    A supernet's α stay as they are. The network ends with the weights of the last epoch. With
+    `early_stop` = k > 0 it ends after k epochs without a better balanced accuracy on the
+    validation images (macro AUC for multi-label data), with the weights of the best one.
 
     Raises:
-        InputError: for a loss that the labels do not allow, or one that is not finite.
+        InputError: for a loss, sampling scheme or `freeze_backbone` that labels or network do not
+            allow, or a loss that is not finite.
     """
     network.to(device)
-    batch_size = min(config.batch_size, len(train))
     criterion = make_loss(
         config.loss,
         train.counts,
@@ -85,44 +95,18 @@ def fit(
         tau=config.tau,
         epochs=config.epochs,
     )
-    pixels, labels = on_device(train, device)
-    optimiser = torch.optim.SGD(
-        network.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimiser, config.epochs, eta_min=config.min_learning_rate
-    )
-    order = generator(torch.device("cpu"), seed, ORDER)
-    random = generator(device, seed, CROPS + STREAMS * rank())
+    if (config.sampling == "bilateral") != isinstance(network, BilateralSupernet):
+        raise InputError(
+            f"finetune.sampling: found {config.sampling!r} for a {type(network).__name__}; a "
+            "bilateral supernet, and no other network, is trained with bilateral"
+        )
+    images = images_of(train, normalise, flip, device)
+    descent = Descent(_trained(network, config), config)
     best = BestWeights()
-    padding = round(config.crop_padding * max(pixels.shape[1:3]))
-    parameters = list(network.parameters())
-
-    def draw_batches() -> Tensor:
-        steps = len(pixels) // batch_size
-        permutation = torch.randperm(len(pixels), generator=order)
-        return permutation[: steps * batch_size].view(steps, batch_size)
-
-    def step(batch: Tensor) -> dict[str, Tensor]:
-        batch = shard(batch).to(device)
-        network.train()
-        x = normalise(crop_and_flip(pixels[batch], random, padding, flip))
-        with autocast(device):
-            logits = network(x)
-        loss = criterion(logits.float(), labels[batch], len(loop.history))
-        optimiser.zero_grad()
-        loss.backward()
-        average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
-        optimiser.step()
-        return {"loss": loss.detach()}
 
     def finish_epoch(epoch: int) -> dict[str, Any]:
-        row: dict[str, Any] = {"learning_rate": schedule.get_last_lr()[0]}
-        schedule.step()
+        row: dict[str, Any] = {"learning_rate": descent.learning_rate}
+        descent.finish_epoch()
         figures = evaluate(network, val, normalise, device)
         row |= {f"val_{key}": figures[key] for key in _watched(val) if key in figures}
         if config.early_stop:
@@ -131,26 +115,150 @@ def fit(
             row["stop"] = epoch - best.epoch >= config.early_stop
         return row
 
-    loop = Loop(
+    loop = _loop(
         name,
-        config.epochs,
-        {
-            "network": network,
-            "optimiser": optimiser,
-            "schedule": schedule,
-            "order": GeneratorState(order),
-            "random": GeneratorState(random),
-            "best": best,
-        },
-        draw_batches,
-        step,
+        supervised(criterion, config),
+        network,
+        {"network": network, "best": best},
+        lambda: _set_training(network, config),
+        images,
+        descent,
+        config,
+        (seed, ORDER, CROPS),
         finish_epoch,
         checkpoint,
     )
     history = loop.run()
-    if config.early_stop:
+    if config.early_stop and history:
         network.load_state_dict(best.weights)
     return Fitted(history, best.epoch if config.early_stop else len(history), loop.seconds)
+
+
+def pretrain(
+    network: Network,
+    data: Dataset,
+    normalise: Normalise,
+    flip: bool,
+    config: Finetune,
+    search: Search,
+    views: Views,
+    seed: int,
+    device: torch.device,
+    checkpoint: Checkpoint | None = None,
+) -> float:
+    """Train the features of `network`, in place, with the search's self-supervised objective.
+
+    SSNAS (Kaplan and Giryes 2020) does so for `pretrain_epochs` before it fine-tunes. No label is
+    read.
+
+    Returns:
+        The seconds it took.
+
+    Raises:
+        InputError: if the search's objective is supervised.
+    """
+    if search.objective == "supervised":
+        raise InputError(
+            "finetune.pretrain_epochs: found a supervised search; accepted is 0, or "
+            "search.objective barlow-twins or nt-xent"
+        )
+    sgd = dataclasses.replace(config, epochs=config.pretrain_epochs, sampling="instance")
+    objective = SelfSupervised(search, views, network.out_features).to(device)
+    network.to(device)
+    encoder = [p for name, p in network.named_parameters() if not name.startswith("classifier.")]
+    descent = Descent([*encoder, *objective.parameters()], sgd)
+
+    def finish_epoch(epoch: int) -> dict[str, Any]:
+        descent.finish_epoch()
+        return {}
+
+    loop = _loop(
+        "pretrain",
+        objective,
+        network.features,
+        {"network": network, "objective": objective},
+        network.train,
+        images_of(data, normalise, flip, device),
+        descent,
+        sgd,
+        (seed, PRETRAIN_ORDER, PRETRAIN_VIEWS),
+        finish_epoch,
+        checkpoint,
+    )
+    loop.run()
+    return loop.seconds
+
+
+def _loop(
+    name: str,
+    objective: nn.Module,
+    model: Callable[[Tensor], Tensor],
+    state: dict[str, Any],
+    set_training: Callable[[], Any],
+    images: Images,
+    descent: Descent,
+    config: Sgd,
+    streams: tuple[int, int, int],
+    finish_epoch: Callable[[int], dict[str, Any]],
+    checkpoint: Checkpoint | None,
+) -> Loop:
+    """The loop that descends on `objective` of `model` by the sampling scheme of `config`."""
+    seed, order_stream, view_stream = streams
+    device, count = images.pixels.device, len(images.pixels)
+    order = generator(torch.device("cpu"), seed, order_stream)
+    random = generator(device, seed, view_stream + STREAMS * rank())
+    labels = None if images.labels is None else images.labels.cpu()
+    batch_size = min(config.batch_size, count)
+
+    def step(batch: Tensor) -> dict[str, Tensor]:
+        set_training()
+        drawn = objective.draw(images, shard(batch).to(device)[:, 0], random)
+        loss = objective(model, drawn, len(loop.history))
+        descent.step(loss)
+        return {"loss": loss.detach()}
+
+    loop = Loop(
+        name,
+        config.epochs,
+        {
+            **state,
+            "descent": descent,
+            "order": GeneratorState(order),
+            "random": GeneratorState(random),
+        },
+        lambda: draw_batches([torch.arange(count)], config.sampling, batch_size, order, labels),
+        step,
+        finish_epoch,
+        checkpoint,
+    )
+    return loop
+
+
+def _trained(network: nn.Module, config: Finetune) -> list[nn.Parameter]:
+    """The parameters that fine-tuning changes: never a supernet's α.
+
+    Raises:
+        InputError: if there is no backbone to freeze.
+    """
+    if config.freeze_backbone:
+        if not isinstance(network, BilateralSupernet):
+            raise InputError(
+                f"finetune.freeze_backbone: found true for a {type(network).__name__}; accepted "
+                "is false, or network supernet of a bilateral search"
+            )
+        frozen = {id(parameter) for parameter in network.backbone_weights()}
+        return [parameter for parameter in network.weights() if id(parameter) not in frozen]
+    if isinstance(network, Supernet):
+        return network.weights()
+    return list(network.parameters())
+
+
+def _set_training(network: nn.Module, config: Finetune) -> None:
+    """Training mode; a frozen backbone keeps its batch-norm statistics too."""
+    network.train()
+    if config.freeze_backbone:
+        network.stem.eval()
+        network.cells.eval()
 
 
 def _watched(data: Dataset) -> tuple[str, str]:
@@ -160,24 +268,26 @@ def _watched(data: Dataset) -> tuple[str, str]:
     return "accuracy", "balanced_accuracy"
 
 
-def on_device(data: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images, uint8 (N, H, W, C), and labels on the device."""
-    return torch.from_numpy(data.images).to(device), torch.from_numpy(data.labels).to(device)
-
-
 @torch.no_grad()
 def predict(
-    network: nn.Module, data: Dataset, normalise: Normalise, device: torch.device
+    network: nn.Module,
+    data: Dataset,
+    normalise: Normalise,
+    device: torch.device,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> np.ndarray:
     """Probabilities (N, C): softmax for single labels, sigmoid for multi-label data.
 
     Images are shown as they are, and logits are not adjusted.
+
+    Args:
+        forward: a method of the network to use in place of its call.
     """
     network.to(device).eval()
     parts = []
     for images in torch.from_numpy(data.images).split(EVALUATION_BATCH):
         with autocast(device):
-            logits = network(normalise(images.to(device))).float()
+            logits = (forward or network)(normalise(images.to(device))).float()
         parts.append(logits.sigmoid() if data.multi_label else logits.softmax(dim=1))
     return torch.cat(parts).cpu().numpy()
 
@@ -196,6 +306,20 @@ def figures(
     if data.multi_label:
         return metrics.multi_label(probabilities, data.labels)
     return metrics.single_label(probabilities, data.labels, train_counts)
+
+
+def mixing_sweep(
+    network: BilateralSupernet, data: Dataset, normalise: Normalise, device: torch.device
+) -> list[dict[str, float]]:
+    """Accuracy and balanced accuracy at mixing ratios from 0 to 1 in steps of a tenth (H24)."""
+    sweep = []
+    for ratio in RATIOS:
+        found = figures(
+            predict(network, data, normalise, device, partial(network, ratio=ratio)), data
+        )
+        kept = {key: found[key] for key in ("accuracy", "balanced_accuracy")}
+        sweep.append({"ratio": ratio, **kept})
+    return sweep
 
 
 @torch.no_grad()

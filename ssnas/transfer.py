@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssnas.augment import Normalise
 from ssnas.checkpoint import Checkpoint
 from ssnas.config import Finetune
 from ssnas.datasets import Dataset, Source, folds, split
-from ssnas.network import Network, inherit
+from ssnas.network import inherit
 from ssnas.runtime import seed_everything
 from ssnas.train import evaluate, fit
 
@@ -56,7 +56,7 @@ def parts(source: Source, k: int, val_fraction: float, seed: int) -> list[Part]:
 
 
 def train_and_test(
-    build: Callable[[], Network],
+    build: Callable[[], nn.Module],
     weights: Mapping[str, Tensor] | None,
     part: Part,
     config: Finetune,
@@ -64,8 +64,8 @@ def train_and_test(
     device: torch.device,
     name: str,
     checkpoint: Checkpoint,
-) -> dict[str, float]:
-    """Figures on the part's test images after training on its training images.
+) -> tuple[dict[str, float], float]:
+    """Figures on the part's test images after training on its training images, and the seconds.
 
     A finished part's checkpoint stays, so that an interrupted cross-validation does not train its
     finished folds again.
@@ -79,7 +79,7 @@ def train_and_test(
     if weights is not None:
         inherit(network, weights)
     normalise = Normalise.of(part.train.images)
-    fit(
+    fitted = fit(
         network,
         part.train,
         part.val,
@@ -91,4 +91,4 @@ def train_and_test(
         name=name,
         checkpoint=checkpoint,
     )
-    return evaluate(network, part.test, normalise, device)
+    return evaluate(network, part.test, normalise, device), fitted.seconds

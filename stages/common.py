@@ -12,14 +12,29 @@ from ssnas.config import Run, load_main, load_row
 from ssnas.errors import InputError
 
 
-def main(kind: str, stage: Callable[[Run], None]) -> None:
-    """Run a stage for the main run, or for an entry of papers/rows.yaml; see `guarded`."""
+def main(kinds: tuple[str, ...], stage: Callable[[Run], None]) -> None:
+    """Run a stage for the main run, or for an entry of papers/rows.yaml; see `guarded`.
+
+    Args:
+        kinds: the kinds of entries that have this stage; each has an option of its own.
+    """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
-    parser.add_argument(
-        "--row", metavar="KEY", help=f"an entry of {kind} in papers/rows.yaml; default: params.yaml"
-    )
-    arguments = parser.parse_args()
-    guarded(lambda: stage(load_row(kind, arguments.row) if arguments.row else load_main()))
+    # An empty group breaks --help on Python 3.11.
+    options = parser.add_mutually_exclusive_group() if kinds else parser
+    for kind in kinds:
+        options.add_argument(
+            f"--{kind}",
+            metavar="KEY",
+            help=f"an entry of {kind} in papers/rows.yaml; default: params.yaml",
+        )
+    given = {kind: key for kind, key in vars(parser.parse_args()).items() if key is not None}
+
+    def run() -> Run:
+        for kind, key in given.items():
+            return load_row(kind, key)
+        return load_main()
+
+    guarded(lambda: stage(run()))
 
 
 def guarded(stage: Callable[[], None]) -> None:

@@ -4,22 +4,20 @@ from ssnas.artifacts import Places, load_weights, search_description, write_text
 from ssnas.config import Run
 from ssnas.genotype import derive
 from ssnas.report import draw_genotype
-from ssnas.space import CELL_KINDS
-from ssnas.supernet import relax
+from ssnas.supernet import architecture_of
 from stages.common import main
 
 
 def derive_genotype(run: Run) -> None:
     places = Places(run.folders)
     weights = load_weights(places.supernet, search_description(run))
-    architecture = {
-        kind: relax(weights[f"alphas.{kind}"], run.search.relaxation) for kind in CELL_KINDS
-    }
-    genotype = derive(architecture, run.derive.rule, run.derive.threshold)
+    architecture = architecture_of(weights, run.search.relaxation)
+    derive_by = run.derive
+    genotype = derive(architecture, derive_by.rule, derive_by.threshold, derive_by.op)
     path = places.metrics("searches", "genotype.json")
     write_text(path, genotype.to_json())
     draw_genotype(genotype, path.with_suffix(".png"), path.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
-    main("searches", derive_genotype)
+    main(("searches",), derive_genotype)

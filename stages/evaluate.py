@@ -13,11 +13,12 @@ from ssnas.artifacts import (
 )
 from ssnas.augment import Normalise
 from ssnas.baselines import linear_classifier
+from ssnas.bilateral import BilateralSupernet
 from ssnas.config import Run
 from ssnas.derived import build_network
 from ssnas.report import confusion_picture, per_class_picture
 from ssnas.runtime import choose_device
-from ssnas.train import figures, predict
+from ssnas.train import figures, mixing_sweep, predict
 from stages.common import main
 
 
@@ -27,15 +28,18 @@ def evaluate(run: Run) -> None:
     train, test = splits.train, splits.test
     network = build_network(run, train)
     network.load_state_dict(load_weights(places.network, finetune_description(run)))
-    probabilities = predict(network, test, Normalise.of(train.images), device)
+    normalise = Normalise.of(train.images)
+    probabilities = predict(network, test, normalise, device)
     linear = figures(linear_classifier(train, test), test, train.counts)
     constant = metrics.constant_predictor(train.labels, test.labels, test.multi_label)
-    write_json(
-        places.metrics("rows", "evaluate.json"),
+    measured = (
         figures(probabilities, test, train.counts)
         | {f"linear_{key}": value for key, value in linear.items()}
-        | {f"constant_{key}": value for key, value in constant.items()},
+        | {f"constant_{key}": value for key, value in constant.items()}
     )
+    if isinstance(network, BilateralSupernet):
+        measured["mixing_ratio"] = mixing_sweep(network, test, normalise, device)
+    write_json(places.metrics("rows", "evaluate.json"), measured)
     _write_per_class(places, train, test, probabilities)
 
 
@@ -69,4 +73,4 @@ def _write_per_class(
 
 
 if __name__ == "__main__":
-    main("rows", evaluate)
+    main(("rows", "baselines"), evaluate)

@@ -1,64 +1,84 @@
 """Train the derived network, from the searched weights, on the long-tailed labels."""
 
+import dataclasses
+
 import torch
+from torch import nn
 
 from ssnas import datasets
 from ssnas.artifacts import (
     Places,
     finetune_description,
-    load_weights,
     read_splits,
     save_weights,
-    search_description,
     write_csv,
     write_json,
 )
 from ssnas.augment import Normalise
 from ssnas.checkpoint import Checkpoint, code_digest
 from ssnas.config import Run
-from ssnas.derived import build_network
+from ssnas.derived import build_network, start_from_search
 from ssnas.distributed import process_group, rank
-from ssnas.network import Network, inherit, multiply_adds, parameter_count
+from ssnas.network import multiply_adds, parameter_count
 from ssnas.runtime import choose_device, machine, peak_memory_mb, seed_everything
-from ssnas.train import Fitted, fit, latency_ms
+from ssnas.train import Fitted, fit, latency_ms, pretrain
 from stages.common import main
 
 
 def finetune(run: Run) -> None:
-    places, device = Places(run.folders), choose_device(run.device)
-    splits = read_splits(run)
+    places, device, config = Places(run.folders), choose_device(run.device), run.finetune
+    splits, seed = read_splits(run), run.seeds["rows"]
     normalise = Normalise.of(splits.train.images)
-    seed_everything(run.seeds["rows"])
+    flip = splits.flip if run.data.flip is None else run.data.flip
+    seed_everything(seed)
     network = build_network(run, splits.train)
-    weights = load_weights(places.supernet, search_description(run))
-    if run.finetune.inherit:
-        inherit(network, weights)
+    start_from_search(network, run)
     description = finetune_description(run)
     identity = {"parameters": description, "code": code_digest()}
     folder = places.checkpoint("rows", "finetune")
-    flip = splits.flip if run.data.flip is None else run.data.flip
-    with process_group(device), Checkpoint(folder / str(rank()), identity) as checkpoint:
+    before = places.checkpoint("rows", "pretrain")
+    with (
+        process_group(device),
+        Checkpoint(before / str(rank()), identity) as pretrained,
+        Checkpoint(folder / str(rank()), identity) as checkpoint,
+    ):
+        seconds = 0.0
+        if config.pretrain_epochs:
+            seconds = pretrain(
+                network,
+                splits.train,
+                normalise,
+                flip,
+                config,
+                run.search,
+                run.views,
+                seed,
+                device,
+                pretrained,
+            )
         fitted = fit(
             network,
             splits.train,
             splits.val,
             normalise,
             flip,
-            run.finetune,
-            run.seeds["rows"],
+            config,
+            seed,
             device,
             checkpoint=checkpoint,
         )
+        fitted = dataclasses.replace(fitted, seconds=fitted.seconds + seconds)
         if rank() == 0:
             save_weights(places.network, network.state_dict(), description)
             _write(run, fitted, network, splits, normalise, device)
         checkpoint.finish()
+        pretrained.finish()
 
 
 def _write(
     run: Run,
     fitted: Fitted,
-    network: Network,
+    network: nn.Module,
     splits: datasets.Splits,
     normalise: Normalise,
     device: torch.device,
@@ -72,15 +92,18 @@ def _write(
         "loss": run.finetune.loss,
         "epochs": len(fitted.history),
         "epoch": fitted.epoch,
-        "inherited": run.finetune.inherit,
+        "network": run.finetune.network,
+        "inherited": "searches" in run.folders and run.finetune.inherit,
+        "pretrain_epochs": run.finetune.pretrain_epochs,
         "scale": run.scale,
         "seed": run.seeds["rows"],
         "dataset": run.data.dataset,
+        "image_size": splits.train.images.shape[1],
     }
     write_json(places.metrics("rows", "finetune.json"), facts)
     cost = {
         "seconds": round(fitted.seconds, 1),
-        "images_per_second": fitted.history[-1]["images_per_second"],
+        "images_per_second": fitted.history[-1]["images_per_second"] if fitted.history else None,
         "latency_ms_per_image": round(latency_ms(network, splits.val, normalise, device), 3),
         "peak_memory_mb": round(peak_memory_mb(device)),
         **machine(device),
@@ -89,4 +112,4 @@ def _write(
 
 
 if __name__ == "__main__":
-    main("rows", finetune)
+    main(("rows", "baselines"), finetune)

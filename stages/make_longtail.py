@@ -23,6 +23,7 @@ def make_longtail(run: Run) -> None:
         val_fraction=data.val_fraction,
         test_fraction=data.test_fraction,
         seed=run.seeds["datasets"],
+        max_images=data.max_images,
     )
     datasets.write(splits, places.splits)
     write_json(places.metrics("datasets", "data.json"), splits.provenance)
@@ -41,4 +42,4 @@ def _class_counts(splits: datasets.Splits) -> list[dict]:
 
 
 if __name__ == "__main__":
-    main("datasets", make_longtail)
+    main(("datasets",), make_longtail)

@@ -15,4 +15,4 @@ def report(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    main("rows", report)
+    main((), report)

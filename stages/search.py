@@ -1,5 +1,7 @@
 """Search the supernet on the long-tailed training images; their labels only monitor it."""
 
+import dataclasses
+
 import torch
 
 from ssnas.artifacts import (
@@ -15,9 +17,9 @@ from ssnas.checkpoint import Checkpoint, code_digest
 from ssnas.config import Run
 from ssnas.datasets import Splits
 from ssnas.distributed import process_group, rank
+from ssnas.objectives import Images, images_of
 from ssnas.runtime import choose_device, machine, peak_memory_mb
-from ssnas.search import Found, Images, knn_monitor, search
-from ssnas.train import on_device
+from ssnas.search import Found, knn_monitor, search
 from stages.common import main
 
 
@@ -26,8 +28,11 @@ def run_search(run: Run) -> None:
     splits = read_splits(run)
     images, monitor = _images(run, splits, device), None
     if not splits.train.multi_label:
-        shown = (on_device(part, device) for part in (splits.train, splits.val))
-        monitor = knn_monitor(*shown, images.normalise)
+        shown = (
+            images_of(part, images.normalise, images.flip, device)
+            for part in (splits.train, splits.val)
+        )
+        monitor = knn_monitor(*shown)
     description = search_description(run)
     identity = {"parameters": description, "code": code_digest()}
     folder = places.checkpoint("searches", "search")
@@ -47,14 +52,12 @@ def run_search(run: Run) -> None:
 
 
 def _images(run: Run, splits: Splits, device: torch.device) -> Images:
-    pixels, labels = on_device(splits.train, device)
-    return Images(
-        pixels,
-        Normalise.of(splits.train.images),
-        splits.flip if run.data.flip is None else run.data.flip,
-        labels if run.search.objective == "supervised" else None,
-        splits.train.num_classes,
-    )
+    normalise = Normalise.of(splits.train.images)
+    flip = splits.flip if run.data.flip is None else run.data.flip
+    images = images_of(splits.train, normalise, flip, device)
+    if run.search.objective == "supervised":
+        return images
+    return dataclasses.replace(images, labels=None)
 
 
 def _write(found: Found, places: Places, device: torch.device) -> None:
@@ -62,7 +65,7 @@ def _write(found: Found, places: Places, device: torch.device) -> None:
     write_csv(places.metrics("searches", "alpha.csv"), found.alphas)
     cost = {
         "seconds": round(found.seconds, 1),
-        "images_per_second": found.history[-1]["images_per_second"],
+        "images_per_second": found.history[-1]["images_per_second"] if found.history else None,
         "peak_memory_mb": round(peak_memory_mb(device)),
         **machine(device),
     }
@@ -70,4 +73,4 @@ def _write(found: Found, places: Places, device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    main("searches", run_search)
+    main(("searches",), run_search)

@@ -1,7 +1,9 @@
-"""Move genotype and weights to another data set, train and test them there."""
+"""Move a network to another data set, or a baseline without a row, train and test it there."""
 
 import dataclasses
 from pathlib import Path
+
+import torch
 
 from ssnas import datasets
 from ssnas.artifacts import (
@@ -11,12 +13,13 @@ from ssnas.artifacts import (
     search_description,
     write_json,
 )
+from ssnas.augment import Normalise
 from ssnas.checkpoint import Checkpoint, code_digest
 from ssnas.config import Run
 from ssnas.derived import build_network
 from ssnas.metrics import mean_std
-from ssnas.network import parameter_count
-from ssnas.runtime import choose_device
+from ssnas.network import multiply_adds, parameter_count
+from ssnas.runtime import choose_device, machine
 from ssnas.transfer import Part, parts, train_and_test
 from stages.common import main
 
@@ -31,13 +34,25 @@ def transfer(run: Run) -> None:
     flip = source.flip if target.flip is None else target.flip
     source = dataclasses.replace(source, flip=flip)
     cut = parts(source, target.folds, target.val_fraction, seed)
+    before = finetune_description(run) if "rows" in run.folders else {}
     identity = {
-        "parameters": dataclasses.asdict(target) | {"seed": seed, **finetune_description(run)},
+        "parameters": {
+            "seed": seed,
+            "transfer": dataclasses.asdict(target),
+            "finetune": dataclasses.asdict(run.finetune),
+            "row": before,
+        },
         "data": source.provenance["sha256"],
         "code": code_digest(),
     }
-    results = [_one(run, part, number, weights, identity) for number, part in enumerate(cut)]
+    device = choose_device(run.device)
+    trained = [
+        _one(run, part, number, weights, identity, device) for number, part in enumerate(cut)
+    ]
+    results, seconds = zip(*trained, strict=True)
     data = cut[0].train
+    network = build_network(run, data)
+    sample = Normalise.of(data.images)(torch.from_numpy(data.images[:1]))
     summary = {
         "dataset": target.dataset,
         "folds": len(cut),
@@ -47,13 +62,16 @@ def transfer(run: Run) -> None:
         "weights": target.weights,
         "loss": target.loss,
         "epochs": target.epochs,
-        "parameters": parameter_count(build_network(run, data)),
+        "parameters": parameter_count(network),
+        "multiply_adds": multiply_adds(network, sample),
         "scale": run.scale,
         "seed": seed,
         **mean_std(results),
     }
     write_json(places.metrics("transfers", "transfer.json"), summary)
     write_json(places.metrics("transfers", "transfer.data.json"), source.provenance)
+    cost = {"seconds": round(sum(seconds), 1), **machine(device)}
+    write_json(places.metrics("transfers", "transfer.cost.json"), cost)
     for number in range(len(cut)):
         Checkpoint(_folder(run, number), identity).finish()
 
@@ -68,8 +86,13 @@ def _weights(run: Run) -> dict | None:
 
 
 def _one(
-    run: Run, part: Part, number: int, weights: dict | None, identity: dict
-) -> dict[str, float]:
+    run: Run,
+    part: Part,
+    number: int,
+    weights: dict | None,
+    identity: dict,
+    device: torch.device,
+) -> tuple[dict[str, float], float]:
     with Checkpoint(_folder(run, number), identity) as checkpoint:
         return train_and_test(
             lambda: build_network(run, part.train),
@@ -77,7 +100,7 @@ def _one(
             part,
             dataclasses.replace(run.finetune, loss=run.transfer.loss, epochs=run.transfer.epochs),
             run.seeds["transfers"],
-            choose_device(run.device),
+            device,
             f"transfer, part {number + 1}",
             checkpoint,
         )
@@ -88,4 +111,4 @@ def _folder(run: Run, number: int) -> Path:
 
 
 if __name__ == "__main__":
-    main("transfers", transfer)
+    main(("transfers", "crossvalidations"), transfer)

@@ -6,12 +6,26 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ssnas.config import LOSSES, SECTIONS, Finetune, load_main, load_row
+from ssnas.baselines import NETWORKS
+from ssnas.bilateral import SCHEDULES
+from ssnas.config import (
+    BASELINES,
+    LOSSES,
+    MIXINGS,
+    SECTIONS,
+    Finetune,
+    expand,
+    load_main,
+    load_row,
+    read_yaml,
+)
 from ssnas.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS, PARAMS = ROOT / "papers" / "rows.yaml", ROOT / "params.yaml"
-KINDS = ("datasets", "searches", "rows", "transfers")
+SYSTEMS = ROOT / "papers" / "systems.yaml"
+KINDS = ("datasets", "searches", "rows", "baselines", "transfers", "crossvalidations")
+ROLES = {"baselines": "rows", "crossvalidations": "transfers"}
 ENTRIES = [
     (kind, key) for kind in KINDS for key in yaml.safe_load(ROWS.read_text(encoding="utf-8"))[kind]
 ]
@@ -71,13 +85,72 @@ def test_own_parameters_load(scale, main):
 @pytest.mark.parametrize(("kind", "key"), ENTRIES)
 def test_own_rows_load(kind, key):
     run = load_row(kind, key, ROWS, PARAMS)
-    assert run.folders[kind] == f"papers/{run.scale}/{kind}/{key.removeprefix(run.scale + '-')}"
+    assert (
+        run.folders[ROLES.get(kind, kind)]
+        == f"papers/{run.scale}/{kind}/{key.removeprefix(run.scale + '-')}"
+    )
     assert key.startswith(f"{run.scale}-")
 
 
 def test_own_rows_have_folders_of_their_own():
-    folders = [load_row(kind, key, ROWS, PARAMS).folders[kind] for kind, key in ENTRIES]
+    runs = [(kind, load_row(kind, key, ROWS, PARAMS)) for kind, key in ENTRIES]
+    folders = [run.folders[ROLES.get(kind, kind)] for kind, run in runs]
     assert len(set(folders)) == len(folders)
+
+
+def test_own_rows_are_those_of_the_systems():
+    scales = list(read_yaml(PARAMS)["scales"])
+    expanded = expand(read_yaml(SYSTEMS), scales, SYSTEMS)
+    assert read_yaml(ROWS) == expanded, "run `python -m stages.rows`"
+
+
+def test_choices_are_what_the_modules_build():
+    assert set(BASELINES) == set(NETWORKS)
+    assert set(MIXINGS) == set(SCHEDULES)
+
+
+# Expansion of the systems
+
+
+def test_each_scale_and_seed_is_an_entry():
+    systems = {
+        "datasets": {"d": {"dataset": "digits", "small": {"largest_class": 9}}},
+        "searches": {"s": {"dataset": "d", "seeds": 2, "paper": {"epochs": 5}}},
+        "rows": {"r": {"search": "s", "seeds": 3, "paper": {"seeds": 2}}},
+    }
+    found = expand(systems, ["small", "paper"])
+    assert list(found["datasets"]) == ["small-d", "paper-d"]
+    assert found["datasets"]["small-d"]["largest_class"] == 9
+    assert "largest_class" not in found["datasets"]["paper-d"]
+    assert list(found["searches"]) == ["small-s", "small-s-seed1", "paper-s"]
+    assert found["searches"]["paper-s"] == {
+        "name": "s", "system": "s", "scale": "paper", "seed": 0, "dataset": "d", "epochs": 5
+    }  # fmt: skip
+    rows = found["rows"]
+    assert {key: entry["search"] for key, entry in rows.items()} == {
+        "small-r": "s",
+        "small-r-seed1": "s-seed1",
+        "small-r-seed2": "s",
+        "paper-r": "s",
+        "paper-r-seed1": "s",
+    }
+    assert [entry["seed"] for entry in rows.values()] == [0, 1, 2, 0, 1]
+    assert {entry["system"] for entry in rows.values()} == {"r"}
+
+
+@pytest.mark.parametrize(
+    ("systems", "words"),
+    [
+        ({"row": {}}, ["row", "rows"]),
+        ({"searches": {"s": {}}, "rows": {"r": {"search": "z"}}}, ["rows.r.search", "'z'", "s"]),
+    ],
+)
+def test_mistakes_in_systems_are_named(systems, words):
+    if "searches" in systems:
+        systems = {"datasets": {"d": {}}, **systems, "searches": {"s": {"dataset": "d"}}}
+    with pytest.raises(InputError) as caught:
+        expand(systems, ["small"])
+    assert [word for word in words if word not in str(caught.value)] == []
 
 
 # Layers
@@ -213,7 +286,7 @@ ROW_MISTAKES = [
     ("rows", "other", {}, ["rows.other", "key"]),
     ("rows", "key", {"rows": {"epoch": 1}}, ["rows.key", "epoch"]),
     ("rows", "key", {"rows": {"loss": "hinge"}}, ["rows.key.loss", "'hinge'", "focal+la"]),
-    ("rows", "key", {"rows": {"channels": 4}}, ["rows.key", "channels"]),
+    ("rows", "key", {"rows": {"projector": 4}}, ["rows.key", "projector"]),
     ("rows", "key", {"rows": {"search": "z"}}, ["rows.key.search", "'z'", "small"]),
     ("rows", "key", {"searches": {"scale": "paper"}}, ["rows.key.search", "'s'", "small"]),
     ("transfers", "key", {"searches": {"dataset": "z"}}, ["dataset", "'z'"]),
@@ -230,6 +303,24 @@ def test_row_mistakes_are_named(row, kind, key, changes, words):
     message = str(caught.value)
     assert "\n" not in message
     assert [word for word in words if word not in message] == []
+
+
+def test_baselines_and_crossvalidations_stand_for_rows_and_transfers(row):
+    document = entries() | {
+        "baselines": {"key": {"name": "b", "scale": "small", "dataset": "d", "seed": 4}},
+        "crossvalidations": {
+            "key": {"name": "c", "scale": "small", "network": "darkcovidnet", "folds": 3}
+        },
+    }
+    baseline = row("baselines", "key", document)
+    assert dict(baseline.folders) == {
+        "datasets": "papers/small/datasets/d",
+        "rows": "papers/small/baselines/b",
+    }
+    assert baseline.seeds["rows"] == 4
+    crossed = row("crossvalidations", "key", document)
+    assert dict(crossed.folders) == {"transfers": "papers/small/crossvalidations/c"}
+    assert (crossed.transfer.folds, crossed.finetune.network) == (3, "darkcovidnet")
 
 
 def test_a_mistake_below_is_named_where_it_stands(row):

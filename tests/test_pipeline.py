@@ -23,9 +23,15 @@ STAGES = {
     "evaluate": "evaluate",
     "transfer": "transfer",
     "report": "report",
-    "tables": "tables",
 }
-CHAIN = list(STAGES)[:-1]
+CHAIN = list(STAGES)
+STAGES |= {
+    "finetune-baseline": "finetune",
+    "evaluate-baseline": "evaluate",
+    "crossvalidate": "transfer",
+    "tables": "tables",
+    "figures": "figures",
+}
 TINY = {
     "data": {"largest_class": 20},
     "search": {"channels": 4, "epochs": 2, "batch_size": 16, "projector": 16, "knn_every": 1},
@@ -203,3 +209,23 @@ def test_dvc_runs_what_changed_and_nothing_else(project):
     with (project / "ssnas" / "genotype.py").open("a") as file:
         file.write("\n# changed\n")
     assert ran(run(["dvc", "repro", "--dry"], project).stdout)[:2] == ["make-longtail", "search"]
+
+
+def test_one_bad_row_does_not_stop_the_others(project):
+    """`dvc repro --keep-going` makes the good data set and says which row failed, and why."""
+    entries = {
+        f"small-{name}": {"name": name, "system": name, "scale": "small", "dataset": dataset}
+        for name, dataset in (("bad", "data/raw/nothing"), ("good", "digits"))
+    }
+    kinds = ("searches", "rows", "baselines", "transfers", "crossvalidations")
+    rows = {"datasets": entries} | dict.fromkeys(kinds, {})
+    (project / "papers" / "rows.yaml").write_text(yaml.safe_dump(rows))
+    assert run(["git", "init", "-q"], project).returncode == 0
+    command = ["dvc", "repro", "--keep-going", "--glob", "papers/dvc.yaml:make-longtail@small-*"]
+    result = run(command, project)
+    assert result.returncode != 0
+    assert "small-bad" in result.stderr
+    assert "data/raw/nothing" in result.stderr
+    made = project / "data" / "papers" / "small" / "datasets"
+    assert (made / "good" / "splits.npz").exists()
+    assert not (made / "bad" / "splits.npz").exists()

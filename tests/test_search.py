@@ -12,7 +12,8 @@ from ssnas.augment import Normalise
 from ssnas.checkpoint import Checkpoint
 from ssnas.config import Search, Views
 from ssnas.errors import InputError
-from ssnas.search import Bilevel, Images, SelfSupervised, encode, knn_monitor, search
+from ssnas.objectives import Images, SelfSupervised
+from ssnas.search import Bilevel, encode, knn_monitor, search
 from ssnas.space import EDGES, RELAXATIONS
 from ssnas.supernet import Supernet
 
@@ -85,8 +86,8 @@ def test_self_supervised_search_is_blind_to_labels(images, labels, objective):
     assert not permuted.equal(labels)
 
     def watched(labels):
-        part = (images.pixels, labels)
-        monitor = knn_monitor(part, (images.pixels[:5], labels[:5]), images.normalise)
+        part = replace(images, labels=labels)
+        monitor = knn_monitor(part, replace(part, pixels=images.pixels[:5], labels=labels[:5]))
         return run(images, config, labels, monitor)
 
     without, with_labels, other = run(images, config), watched(labels), watched(permuted)
@@ -161,8 +162,8 @@ def bilevel(images):
     supernet = Supernet(2, 3, 3, "sigmoid", 1)
     objective = SelfSupervised(CONFIG, Views(), supernet.out_features)
     step = Bilevel(supernet, objective, CONFIG)
-    batch, random = torch.arange(8), torch.Generator().manual_seed(0)
-    return step, lambda: objective(supernet, images, batch, random)
+    batch, random = torch.arange(8).view(8, 1), torch.Generator().manual_seed(0)
+    return step, lambda: objective(supernet, objective.draw(images, batch, random), 0)
 
 
 def snapshot(step):
@@ -248,36 +249,184 @@ def test_the_zero_one_weight_drives_alpha_apart(images):
     assert sum(further) / len(further) > 0.95
 
 
+# Second order
+
+
+class Toy(torch.nn.Module):
+    """Stands for a supernet of one α and one ω."""
+
+    def __init__(self):
+        super().__init__()
+        self.omega = torch.nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+        self.alpha = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+        self.relaxation = "softmax"
+
+    def weights(self):
+        return [self.omega]
+
+    def architecture_parameters(self):
+        return [self.alpha]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_second_order_gradient_is_that_of_the_unrolled_step(momentum):
+    """Against autograd through ω' = ω − ξ (m b + ∂ℓ_train/∂ω + λ ω), b the momentum so far."""
+    config = replace(CONFIG, learning_rate=0.1, momentum=momentum, weight_decay=0.01)
+    config = replace(config, gradient_clip=1e9)
+    toy = Toy()
+    step = Bilevel(toy, torch.nn.Module(), config)
+
+    def train_loss(omega, alpha):
+        return (omega - alpha.sin()) ** 2 * (1 + alpha**2)
+
+    def val_loss(omega, alpha):
+        return (omega * alpha - 1) ** 2
+
+    step.step_omega(lambda: train_loss(toy.omega, toy.alpha))
+    buffer = step.descent.optimiser.state[toy.omega].get("momentum_buffer")
+    buffer = torch.tensor(0.0) if buffer is None else buffer.clone()
+    omega, alpha = (p.detach().clone().requires_grad_() for p in (toy.omega, toy.alpha))
+    (own,) = torch.autograd.grad(train_loss(omega, alpha), omega, create_graph=True)
+    unrolled = omega - 0.1 * (momentum * buffer + own + 0.01 * omega)
+    (expected,) = torch.autograd.grad(val_loss(unrolled, alpha), alpha)
+
+    before = toy.omega.detach().clone()
+    step.step_alpha(
+        lambda: val_loss(toy.omega, toy.alpha), lambda: train_loss(toy.omega, toy.alpha)
+    )
+    assert toy.alpha.grad.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert toy.omega.equal(before)
+    (first_order,) = torch.autograd.grad(val_loss(omega, alpha), alpha)
+    assert abs(first_order.item() - expected.item()) > 0.003
+
+
+def test_second_order_search_runs_and_differs(images, labels):
+    config = replace(CONFIG, objective="supervised", epochs=1, batch_size=8)
+    first, second = (
+        run(images, replace(config, second_order=order), labels) for order in (False, True)
+    )
+    assert not same(first, second)
+    assert all(math.isfinite(row["loss_alpha"]) for row in second.history)
+
+
+# Sampling schemes
+
+BILATERAL = replace(
+    CONFIG, relaxation="softmax", objective="supervised", sampling="bilateral", epochs=3
+)
+
+
+def test_bilateral_search_follows_its_schedule(images, labels):
+    found = run(images, BILATERAL, labels)
+    ratios = [row["mixing_ratio"] for row in found.history]
+    assert ratios == pytest.approx([1, 1 - 1 / 9, 1 - 4 / 9])
+    assert {row["backbone_rate"] for row in found.history} == {CONFIG.alpha_learning_rate}
+    assert {row["cell"] for row in found.alphas} == {"normal", "reduce", "instance", "balanced"}
+
+
+def test_heterogeneous_rates_slow_the_backbone_alone(images, labels, monkeypatch):
+    rates = []
+    step = Bilevel.step_alpha
+
+    def watch(self, *arguments):
+        rates.append([group["lr"] for group in self.alpha_optimiser.param_groups])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Bilevel, "step_alpha", watch)
+    found = run(images, replace(BILATERAL, heterogeneous=True, batch_size=8), labels)
+    factors = [math.exp(1 - 1 / a) for a in (1, 8 / 9, 5 / 9)]
+    base = CONFIG.alpha_learning_rate
+    assert [rate for rate, _ in rates] == pytest.approx([base * f for f in factors])
+    assert {rate for _, rate in rates} == {base}
+    assert [row["backbone_rate"] for row in found.history] == pytest.approx(
+        [base * f for f in factors]
+    )
+
+
+@pytest.mark.parametrize("sampling", ["balanced", "bilateral"])
+def test_resumed_sampling_equals_uninterrupted(tmp_path, images, labels, monkeypatch, sampling):
+    config = replace(BILATERAL, sampling=sampling, epochs=2, heterogeneous=sampling == "bilateral")
+    whole = run(images, config, labels)
+    monkeypatch.setattr(loop_module, "SAVE_SECONDS", 0)
+    step, calls = Bilevel.step_omega, []
+
+    def interrupted(self, loss):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(self, loss)
+
+    monkeypatch.setattr(Bilevel, "step_omega", interrupted)
+    with pytest.raises(KeyboardInterrupt), Checkpoint(tmp_path, {}) as checkpoint:
+        run(images, config, labels, checkpoint=checkpoint)
+    with Checkpoint(tmp_path, {}) as checkpoint:
+        resumed = run(images, config, labels, checkpoint=checkpoint)
+    assert same(whole, resumed)
+    assert history(whole) == history(resumed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampling": "balanced"}, r"search\.sampling: found 'balanced'.*barlow-twins"),
+        (
+            {"objective": "supervised", "heterogeneous": True},
+            r"search\.heterogeneous.*sampling bilateral",
+        ),
+        ({"partial": 2}, r"search\.partial: found 2.*softmax"),
+    ],
+)
+def test_options_that_do_not_go_together(images, labels, changes, message):
+    with pytest.raises(InputError, match=message):
+        run(images, replace(CONFIG, **changes), labels)
+
+
+def test_a_search_of_no_epochs_leaves_a_random_genotype(images):
+    one, again, other = (run(images, replace(CONFIG, epochs=0), seed=s) for s in (0, 0, 1))
+    assert one.history == one.alphas == []
+    assert choices(one) == choices(again) != choices(other)
+
+
 # Images
 
 
-@pytest.mark.parametrize("count", [8, 9, 17])
-def test_halves_are_disjoint_and_cover_the_images(count):
-    halves = module._halves(count, 4, seed=0)
-    assert halves.shape == (count // 2, 2)
-    drawn = halves.flatten().tolist()
-    assert len(set(drawn)) == len(drawn) == count // 2 * 2
+@pytest.mark.parametrize(
+    ("count", "share", "sizes"), [(8, 0.5, (4, 4)), (17, 0.5, (8, 8)), (40, 0.8, (8, 32))]
+)
+def test_the_parts_of_alpha_and_omega_are_disjoint(count, share, sizes):
+    parts = module._parts(count, replace(CONFIG, omega_share=share), seed=0)
+    drawn = torch.cat(parts).tolist()
+    assert tuple(map(len, parts)) == sizes
+    assert len(set(drawn)) == len(drawn)
     assert set(drawn) <= set(range(count))
 
 
-def test_batches_never_mix_the_halves(images, monkeypatch):
-    seen = {"alpha": set(), "omega": set()}
-    forward = SelfSupervised.forward
+@pytest.mark.parametrize("share", [0.5, 0.75])
+def test_batches_never_mix_the_parts(images, monkeypatch, share):
+    drawn, seen = [], {"alpha": set(), "omega": set()}
+    draw, forward = SelfSupervised.draw, SelfSupervised.forward
 
-    def watch(self, supernet, images, batch, random):
+    def watch_draw(self, images, batch, random):
+        drawn.append(batch)
+        return draw(self, images, batch, random)
+
+    def watch(self, supernet, views, epoch):
         side = "omega" if next(supernet.alphas.parameters()).requires_grad is False else "alpha"
-        seen[side] |= set(batch.tolist())
-        return forward(self, supernet, images, batch, random)
+        seen[side] |= set(drawn[0 if side == "alpha" else 1].flatten().tolist())
+        if side == "omega":
+            drawn.clear()
+        return forward(self, supernet, views, epoch)
 
+    monkeypatch.setattr(SelfSupervised, "draw", watch_draw)
     monkeypatch.setattr(SelfSupervised, "forward", watch)
-    run(images, replace(CONFIG, epochs=1))
-    assert len(seen["alpha"]) == len(seen["omega"]) == 8
+    run(images, replace(CONFIG, epochs=1, omega_share=share))
+    assert (len(seen["alpha"]), len(seen["omega"])) == {0.5: (8, 8), 0.75: (4, 12)}[share]
     assert not seen["alpha"] & seen["omega"]
 
 
 @pytest.mark.parametrize("batch_size", [9, 100])
 def test_a_batch_larger_than_half_of_the_images(images, batch_size):
-    message = rf"search\.batch_size: found {batch_size}.*17 training images is 8.*at most 8"
+    message = rf"search\.batch_size: found {batch_size}.*17 training images 8 drive.*at most 8"
     with pytest.raises(InputError, match=message):
         run(images, replace(CONFIG, batch_size=batch_size))
 

@@ -12,8 +12,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from ssnas import loop as loop_module
+from ssnas import objectives, transfer
 from ssnas import train as module
-from ssnas import transfer
 from ssnas.artifacts import (
     Places,
     digest,
@@ -25,13 +25,15 @@ from ssnas.artifacts import (
 )
 from ssnas.augment import Normalise
 from ssnas.baselines import linear_classifier
+from ssnas.bilateral import BilateralSupernet
 from ssnas.checkpoint import Checkpoint
-from ssnas.config import Finetune
+from ssnas.config import Finetune, Search, Views
 from ssnas.datasets import Dataset, Source
 from ssnas.errors import InputError
 from ssnas.network import Network
+from ssnas.space import RELAXATIONS
 from ssnas.supernet import Supernet
-from ssnas.train import evaluate, fit, latency_ms, predict
+from ssnas.train import evaluate, fit, latency_ms, mixing_sweep, predict, pretrain
 
 CPU = torch.device("cpu")
 CONFIG = Finetune(epochs=2, batch_size=8, loss="ce", learning_rate=0.05)
@@ -99,7 +101,7 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, splits, train, earl
     config = replace(CONFIG, loss="focal+la", early_stop=early_stop)
     whole = train(splits, config)
     monkeypatch.setattr(loop_module, "SAVE_SECONDS", 0)
-    crop, calls = module.crop_and_flip, []
+    crop, calls = objectives.crop_and_flip, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -107,7 +109,7 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, splits, train, earl
             raise KeyboardInterrupt
         return crop(*arguments)
 
-    monkeypatch.setattr(module, "crop_and_flip", interrupted)
+    monkeypatch.setattr(objectives, "crop_and_flip", interrupted)
     with pytest.raises(KeyboardInterrupt), Checkpoint(tmp_path, {}) as checkpoint:
         train(splits, config, checkpoint=checkpoint)
     with Checkpoint(tmp_path, {}) as checkpoint:
@@ -255,16 +257,115 @@ def test_train_and_test_goes_on_where_it_was(tmp_path, splits, genotype, monkeyp
             )
 
     first = run()
-    assert {"accuracy", "balanced_accuracy"} <= set(first)
+    figures, seconds = first
+    assert {"accuracy", "balanced_accuracy"} <= set(figures)
+    assert seconds > 0
     weights = build().state_dict()
-    inherited = run(weights, "b")
-    assert inherited == run(weights, "c")
+    inherited, _ = run(weights, "b")
+    assert inherited == run(weights, "c")[0]
 
     def trained(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(module, "crop_and_flip", trained)
+    monkeypatch.setattr(objectives, "crop_and_flip", trained)
     assert run() == first
+
+
+# Pre-training
+
+
+def test_pretraining_moves_the_features_and_reads_no_label(splits, genotype):
+    def pretrained(data):
+        torch.manual_seed(0)
+        network = Network(genotype, 2, 3, 3, 3, 1)
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        config = replace(CONFIG, pretrain_epochs=2)
+        search = Search(objective="nt-xent", projector=4)
+        normalise = Normalise.of(data.images)
+        seconds = pretrain(network, data, normalise, True, config, search, Views(), 0, CPU)
+        assert seconds > 0
+        return before, network.state_dict()
+
+    train = splits.train
+    before, after = pretrained(train)
+    moved = {key for key in before if not before[key].equal(after[key])}
+    assert {"stem.0.weight", "stem.1.running_mean"} < moved
+    assert not any(key.startswith("classifier.") for key in moved)
+    other = Dataset(train.images, 2 - train.labels, train.class_names)
+    assert all(value.equal(after[key]) for key, value in pretrained(other)[1].items())
+
+
+def test_supervised_search_has_nothing_to_pretrain_with(splits, genotype):
+    network, normalise = Network(genotype, 2, 3, 3, 3, 1), Normalise.of(splits.train.images)
+    config, search = replace(CONFIG, pretrain_epochs=1), Search(objective="supervised")
+    with pytest.raises(InputError, match=r"finetune\.pretrain_epochs.*nt-xent"):
+        pretrain(network, splits.train, normalise, True, config, search, Views(), 0, CPU)
+
+
+# Supernets, trained on and tested themselves
+
+
+@pytest.fixture
+def bilateral(monkeypatch):
+    monkeypatch.setitem(RELAXATIONS, "softmax", ("none", "skip_connect", "dil_conv_3x3"))
+    torch.manual_seed(0)
+    return BilateralSupernet(2, 3, 3, "softmax", 1, 3)
+
+
+def keep_training(network, splits, **changes):
+    config = replace(CONFIG, sampling="bilateral", **changes)
+    normalise = Normalise.of(splits.train.images)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    fit(network, splits.train, splits.val, normalise, True, config, 0, CPU)
+    after = network.state_dict()
+    return {key.split(".")[0] for key in before if not before[key].equal(after[key])}
+
+
+def test_continued_training_leaves_alpha(bilateral, splits):
+    moved = keep_training(bilateral, splits, mixing="constant")
+    assert moved == {"stem", "cells", "branches", "classifiers"}
+
+
+def test_a_frozen_backbone_stays_with_its_statistics(bilateral, splits):
+    moved = keep_training(bilateral, splits, mixing="constant", freeze_backbone=True)
+    assert moved == {"branches", "classifiers"}
+
+
+def test_the_class_head_trains_alone(bilateral, splits):
+    before = {k: v.clone() for k, v in bilateral.classifiers.state_dict().items()}
+    keep_training(bilateral, splits, mixing="class-head")
+    moved = {k for k, v in bilateral.classifiers.state_dict().items() if not v.equal(before[k])}
+    assert moved == {"balanced.weight", "balanced.bias"}
+
+
+def test_the_sweep_ends_at_the_branches(bilateral, splits):
+    normalise = Normalise.of(splits.test.images)
+    sweep = mixing_sweep(bilateral, splits.test, normalise, CPU)
+    assert [point["ratio"] for point in sweep] == [step / 10 for step in range(11)]
+    bilateral.eval()
+    with torch.no_grad():
+        x = normalise(torch.from_numpy(splits.test.images))
+        for point, branch in ((sweep[0], "balanced"), (sweep[-1], "instance")):
+            predicted = bilateral.branch(x, branch).argmax(dim=1).numpy()
+            assert point["accuracy"] == pytest.approx((predicted == splits.test.labels).mean())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampling": "bilateral"}, r"finetune\.sampling"),
+        ({"freeze_backbone": True}, r"finetune\.freeze_backbone"),
+    ],
+)
+def test_bilateral_options_need_a_bilateral_network(splits, train, changes, message):
+    with pytest.raises(InputError, match=message):
+        train(splits, replace(CONFIG, **changes))
+
+
+def test_training_by_class_balanced_batches(splits, train):
+    """Batches of equal classes: the rare class is learnt although the loss ignores its rarity."""
+    network, _, normalise = train(splits, replace(CONFIG, sampling="balanced", epochs=12))
+    assert evaluate(network, splits.test, normalise, CPU)["balanced_accuracy"] > 0.6
 
 
 # Baseline

@@ -23,6 +23,7 @@ def split(
     val_fraction: float,
     test_fraction: float,
     seed: int,
+    max_images: int | None = None,
 ) -> Splits:
     """Training, validation and test images of a source, the first two long-tailed.
 
@@ -32,15 +33,16 @@ def split(
     2. The remaining training images follow `profile` and `imbalance`
        (`ssnas.longtail.class_counts`), where the full class is the smallest one that the source
        has, and at most `largest_class` images. `natural` keeps them as they are.
-    3. val: as published, or else `val_fraction` of these.
+    3. At most `max_images` of them stay, drawn at random, and of published validation images.
+    4. val: as published, or else `val_fraction` of these.
 
     Held-out images are stratified by class, at least one of every class. Those of multi-label
     data are drawn at random without strata: a class-count profile has no meaning there, and only
     `natural` is accepted.
 
-    The provenance adds profile, imbalance (None where it plays no part), largest_class, the
-    fractions (None likewise), seed, counts_before (the training images per class before the
-    profile), and per split counts and images.
+    The provenance adds profile, imbalance (None where it plays no part), largest_class,
+    max_images, the fractions (None likewise), seed, counts_before (the training images per class
+    before the profile), and per split counts and images.
 
     Raises InputError naming `profile`, `imbalance`, `largest_class`, `val_fraction`,
     `test_fraction` or `seed`, or the class that is too small to split.
@@ -56,13 +58,17 @@ def split(
         full = min(before) if largest_class is None else min(*before, largest_class)
         counts = class_counts(max(full, 1), pool.num_classes, profile, imbalance)
         pool = pool.take(subsample(pool.labels, counts, rng, pool.class_names))
-    if val is None:
+    pool = _at_most(pool, max_images, rng)
+    if val is not None:
+        val = _at_most(val, max_images, rng)
+    else:
         pool, val = _hold_out(pool, val_fraction, rng, "validation")
     provenance = {
         **source.provenance,
         "profile": profile,
         "imbalance": None if profile in ("natural", "balanced") else imbalance,
         "largest_class": largest_class,
+        "max_images": max_images,
         "val_fraction": val_fraction if source.val is None else None,
         "test_fraction": test_fraction if source.test is None else None,
         "seed": seed,
@@ -148,6 +154,12 @@ def read(path: Path) -> Splits:
     except json.JSONDecodeError:
         raise InputError(f"{path}: provenance: found no JSON; accepted: a JSON object") from None
     return Splits(**parts, provenance=provenance, flip=bool(arrays["flip"].all()))
+
+
+def _at_most(dataset: Dataset, limit: int | None, rng: np.random.Generator) -> Dataset:
+    if limit is None or len(dataset) <= limit:
+        return dataset
+    return dataset.take(np.sort(rng.permutation(len(dataset))[:limit]))
 
 
 def _hold_out(

@@ -96,9 +96,9 @@ def draw_genotype(genotype: Genotype, png: Path, svg: Path) -> None:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, WIDTH), ylim=(0, height), aspect="equal")
         axes.axis("off")
-        _draw_cell(axes, "Normal cell", genotype.normal, LEGEND + PANEL + GAP)
-        _draw_cell(axes, "Reduction cell", genotype.reduce, LEGEND)
-        _draw_legend(axes, {edge.op for edge in (*genotype.normal, *genotype.reduce)})
+        draw_cell(axes, "Normal cell", genotype.normal, LEGEND + PANEL + GAP)
+        draw_cell(axes, "Reduction cell", genotype.reduce, LEGEND)
+        draw_legend(axes, {edge.op for edge in (*genotype.normal, *genotype.reduce)})
         save(figure, png, dpi=200)
         save(figure, svg, kind="svg")
 
@@ -167,7 +167,8 @@ def _outside(points: np.ndarray, margin: np.ndarray) -> np.ndarray:
     return np.any((points < low) | (points > high), axis=-1)
 
 
-def _draw_cell(axes: Axes, title: str, edges: Sequence[Edge], bottom: float) -> None:
+def draw_cell(axes: Axes, title: str, edges: Sequence[Edge], bottom: float) -> None:
+    """Draw the panel of one cell, WIDTH by PANEL, with its lower edge at `bottom`."""
     shift = np.array([0.0, bottom])
     axes.add_patch(
         FancyBboxPatch(
@@ -248,7 +249,8 @@ def _draw_arrow(axes: Axes, arrow: Arrow, states: list, shift: np.ndarray) -> No
     )
 
 
-def _draw_legend(axes: Axes, ops: set[str]) -> None:
+def draw_legend(axes: Axes, ops: set[str]) -> None:
+    """Say below the panels which colours stand for the kinds of `ops`."""
     used = {OPS[op][0] for op in ops}
     handles = [
         Line2D([], [], color=colour, linewidth=6, solid_capstyle="round", label=kind)

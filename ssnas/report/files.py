@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,21 @@ import pandas as pd
 from ssnas.errors import InputError
 
 MAKE = "make it with `dvc repro`"
+_TEXTS = ("name", "actual", "predicted", "op", "edge", "cell")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        InputError: if the file is missing, or is not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; {MAKE}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); {MAKE}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -20,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: if the file is missing, or holds no JSON object.
     """
     try:
-        document = json.loads(_text(path))
+        document = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON ({error}); {MAKE}") from error
     if not isinstance(document, dict):
@@ -31,27 +47,26 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_csv(path: Path, *columns: str) -> pd.DataFrame:
     """A CSV file that has at least `columns` and one row.
 
-    Class names stay text, also "007" and "NA".
+    Class names stay text, also "007" and "NA"; in the columns of numbers an empty cell is NaN.
 
     Raises:
         InputError: if the file is missing or empty, or lacks a column.
     """
-    _text(path)
-    texts = ("name", "actual", "predicted", "op", "edge", "cell")
-    keep = {column: (lambda text: text) for column in texts}
+    text = read_text(path)
     try:
-        table = pd.read_csv(path, converters=keep)
+        found = pd.read_csv(io.StringIO(text), nrows=0).columns
+        table = pd.read_csv(
+            io.StringIO(text),
+            dtype=dict.fromkeys(_TEXTS, str),
+            keep_default_na=False,
+            na_values={column: ["", "nan", "NaN"] for column in found if column not in _TEXTS},
+        )
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
         raise InputError(f"{path}: cannot be read as CSV ({error}); {MAKE}") from error
     if missing := [column for column in columns if column not in table]:
-        found = ", ".join(table.columns)
-        raise InputError(f"{path}: lacks column {missing[0]!r}; found {found}; {MAKE}")
+        raise InputError(
+            f"{path}: lacks column {missing[0]!r}; found {', '.join(table.columns)}; {MAKE}"
+        )
     if table.empty:
         raise InputError(f"{path}: holds no rows; {MAKE}")
     return table
-
-
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; {MAKE}")
-    return path.read_text(encoding="utf-8")

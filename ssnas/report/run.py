@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ssnas.genotype import Edge, Genotype
-from ssnas.report.files import read_csv, read_json
+from ssnas.report.files import read_csv, read_json, read_text
 from ssnas.space import OPS
 
 # key in evaluate.json: (title, whether it is shown in per cent)
@@ -19,6 +19,7 @@ FIGURES = {
     "error_rate": ("error", True),
     "accuracy": ("accuracy", True),
     "balanced_accuracy": ("balanced accuracy", True),
+    "longtail_accuracy": ("accuracy on a long-tailed test set", True),
     "many_shot": ("recall of classes with more than 100 training images", True),
     "medium_shot": ("recall of classes with 20 to 100 training images", True),
     "few_shot": ("recall of classes with fewer than 20 training images", True),
@@ -55,11 +56,10 @@ class Run:
         def optional(name: str) -> dict[str, Any]:
             return read_json(folder / name) if (folder / name).exists() else {}
 
-        read_json(folder / "genotype.json")  # a missing file gets the message with the command
         return cls(
             folder=folder,
             data=read_json(folder / "data.json"),
-            genotype=Genotype.from_json((folder / "genotype.json").read_text(encoding="utf-8")),
+            genotype=Genotype.from_json(read_text(folder / "genotype.json")),
             finetune=read_json(folder / "finetune.json"),
             figures=read_json(folder / "evaluate.json"),
             per_class=read_csv(folder / "per_class.csv", "name", "train_images"),

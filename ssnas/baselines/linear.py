@@ -1,4 +1,4 @@
-"""Baselines that a searched network has to beat."""
+"""The linear classifier of raw pixels, the least that a network has to beat."""
 
 from __future__ import annotations
 

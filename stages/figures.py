@@ -1,0 +1,19 @@
+"""The papers' figures from the systems that have run: a CSV, PNG and SVG by figure and scale."""
+
+from pathlib import Path
+
+from ssnas.report import Records, read_figures, write_figure
+from stages.common import guarded
+
+FIGURES, FOLDER = Path("papers/figures.yaml"), Path("metrics/figures")
+
+
+def figures() -> None:
+    records = Records.read()
+    for key, figure in read_figures(FIGURES, records).items():
+        for scale in records.scales:
+            write_figure(figure, scale, records, FOLDER / scale / key)
+
+
+if __name__ == "__main__":
+    guarded(figures)

@@ -1,0 +1,33 @@
+"""Bring the results block of README.md up to date with metrics/tables."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ssnas.report import Records, read_tables
+from ssnas.report.declared import TABLES
+from ssnas.report.readme import replace_block, results
+from stages.common import guarded
+from stages.tables import FOLDER
+
+README = Path("README.md")
+
+
+def readme(check: bool) -> None:
+    records = Records.read()
+    content = results(read_tables(TABLES, records), records.scales, FOLDER)
+    text = README.read_text(encoding="utf-8")
+    updated = replace_block(text, content)
+    if not check:
+        README.write_text(updated, encoding="utf-8")
+    elif text != updated:
+        sys.exit(f"{README}: the results are not up to date; run `python -m stages.readme`")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; status 1 if it is not up to date"
+    )
+    arguments = parser.parse_args()
+    guarded(lambda: readme(arguments.check))
