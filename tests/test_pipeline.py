@@ -218,7 +218,7 @@ def test_one_bad_row_does_not_stop_the_others(project):
         for name, dataset in (("bad", "data/raw/nothing"), ("good", "digits"))
     }
     kinds = ("searches", "rows", "baselines", "transfers", "crossvalidations")
-    rows = {"datasets": entries} | dict.fromkeys(kinds, {})
+    rows = {"datasets": entries} | {kind: {} for kind in kinds}
     (project / "papers" / "rows.yaml").write_text(yaml.safe_dump(rows))
     assert run(["git", "init", "-q"], project).returncode == 0
     command = ["dvc", "repro", "--keep-going", "--glob", "papers/dvc.yaml:make-longtail@small-*"]
