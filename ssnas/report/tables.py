@@ -283,8 +283,7 @@ def has_run(row: Mapping[str, str]) -> bool:
 def compact(rows: Sequence[Mapping[str, str]]) -> str:
     """The Markdown of a paper's table without the columns that say how its figures came about.
 
-    The image size stays where rows differ in it. A row that has not run says so once, in its first
-    figure.
+    The image size stays where rows differ in it.
 
     Args:
         rows: cells by column, at least one row, as `table_cells` gives them.
@@ -292,17 +291,7 @@ def compact(rows: Sequence[Mapping[str, str]]) -> str:
     sizes = {row["image size"] for row in rows if has_run(row)} - {NOT_RECORDED}
     details = (*_DETAILS, *(("image size",) if len(sizes) < 2 else ()))
     columns = [column for column in rows[0] if column not in details]
-    return markdown(columns, [_said_once(row, columns) for row in rows])
-
-
-def _said_once(row: Mapping[str, str], columns: Iterable[str]) -> list[str]:
-    """The row's cells, with "not run" and "reported only" in the first figure alone."""
-    facts, said, cells = {unit.title for unit in _NETWORK.values()}, False, []
-    for column in columns:
-        without_figure = row[column] in (NOT_RUN, REPORTED_ONLY)
-        cells.append("" if without_figure and (said or column in facts) else row[column])
-        said = said or (without_figure and column not in facts)
-    return cells
+    return markdown(columns, [[row[column] for column in columns] for row in rows])
 
 
 def write_tables(tables: Mapping[str, Table], records: Records, folder: Path) -> str:
