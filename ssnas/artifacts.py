@@ -50,7 +50,6 @@ def search_description(run: Run) -> dict[str, Any]:
     """What the searched weights depend on: the supernet file carries it, its readers compare."""
     return {
         "seed": run.seeds["searches"],
-        "flip": run.data.flip,
         "search": dataclasses.asdict(run.search),
         "views": dataclasses.asdict(run.views),
         "data": digest(Places(run.folders).splits),

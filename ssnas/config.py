@@ -373,6 +373,8 @@ def load_row(kind: str, key: str, rows_path: Path = ROWS, params_path: Path = PA
             sections[section] = build(SECTIONS[section], link.where, preset.get(section, {}), layer)
         if given:
             raise InputError(f"{link.where}: unknown key(s) {', '.join(given)}")
+    if kind in _ROLE:
+        _check_without_search(kind, chain[kind].where, sections)
     return Run(
         {
             _ROLE.get(group, group): f"papers/{scale}/{group}/{link.entry['name']}"
@@ -383,6 +385,20 @@ def load_row(kind: str, key: str, rows_path: Path = ROWS, params_path: Path = PA
         _checked(f"{params_path}: device", params.get("device", "auto"), str, {}),
         **sections,
     )
+
+
+def _check_without_search(kind: str, where: str, sections: Mapping[str, Any]) -> None:
+    """An entry that builds on no search names a published network and starts from no weights."""
+    if sections["finetune"].network not in BASELINES:
+        raise InputError(
+            f"{where}.network: found {sections['finetune'].network!r}, which needs a search; "
+            f"choose from {', '.join(BASELINES)}"
+        )
+    if kind == "crossvalidations" and sections["transfer"].weights != "none":
+        raise InputError(
+            f"{where}.weights: found {sections['transfer'].weights!r}; accepted is none, since "
+            "there is no row to take weights from"
+        )
 
 
 _OWNED = {

@@ -20,17 +20,13 @@ def build_network(run: Run, data: Dataset) -> nn.Module:
         InputError: if the search has no such network, or an option does not go with it.
     """
     config, in_channels = run.finetune, data.images.shape[-1]
+    _check_options(run)
     if config.network in BASELINES:
         network = build_baseline(
             config.network, data.num_classes, in_channels, data.images.shape[1]
         )
     elif config.network == "supernet":
-        if run.search.objective != "supervised":
-            raise InputError(
-                "finetune.network: found 'supernet' of a self-supervised search, which has no "
-                "classifier; accepted with search.objective supervised"
-            )
-        network = build_supernet(run.search, in_channels, data.num_classes)
+        return build_supernet(run.search, in_channels, data.num_classes)
     else:
         network = Network(
             read_genotype(Places(run.folders).metrics("searches", "genotype.json")),
@@ -45,18 +41,49 @@ def build_network(run: Run, data: Dataset) -> nn.Module:
     return network
 
 
-def start_from_search(network: nn.Module, run: Run) -> None:
+def _check_options(run: Run) -> None:
+    """Refuse what would otherwise be ignored, or fail far from its cause."""
+    config = run.finetune
+    if config.network == "derived":
+        return
+    for key in ("cells", "channels", "pretrain_epochs"):
+        if getattr(config, key):
+            raise InputError(
+                f"finetune.{key}: found {getattr(config, key)} with network {config.network!r}; "
+                "accepted with network derived alone"
+            )
+    if config.network != "supernet":
+        return
+    if run.search.objective != "supervised":
+        raise InputError(
+            "finetune.network: found 'supernet' of a self-supervised search, which has no "
+            "classifier; accepted with search.objective supervised"
+        )
+    if config.loss == "ldam-drw" or not config.inherit:
+        raise InputError(
+            "finetune.network: found 'supernet', which keeps its searched weights and classifier; "
+            "accepted with inherit true and a loss other than ldam-drw"
+        )
+
+
+def start_from_search(network: nn.Module, run: Run) -> bool:
     """Give `network` the searched weights that it starts from, if the run has a search.
 
     A supernet goes on as the search left it; a derived network inherits, unless told not to.
+
+    Returns:
+        Whether it now has searched weights.
 
     Raises:
         InputError: if the search's files are missing or of other parameters or data.
     """
     if "searches" not in run.folders:
-        return
+        return False
     weights = load_weights(Places(run.folders).supernet, search_description(run))
     if run.finetune.network == "supernet":
         network.load_state_dict(weights)
-    elif run.finetune.network == "derived" and run.finetune.inherit:
+        return True
+    if run.finetune.network == "derived" and run.finetune.inherit:
         inherit(network, weights)
+        return True
+    return False

@@ -38,6 +38,15 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def agreed(decision: bool) -> bool:
+    """The first process's decision, in all of them: one that goes on alone would wait for ever."""
+    if not active():
+        return decision
+    decisions = [decision]
+    dist.broadcast_object_list(decisions, src=0)
+    return decisions[0]
+
+
 def shard(batch: Tensor) -> Tensor:
     """This process's part of a batch (N, …): every W-th row of W processes.
 

@@ -74,7 +74,7 @@ def inherit(network: Network, weights: Mapping[str, Tensor]) -> None:
     """
     state = network.state_dict()
     for name, own in state.items():
-        if name.startswith("classifier."):
+        if name.startswith(("classifier.", "classifiers.")):
             continue
         if name not in weights:
             if (
@@ -85,7 +85,7 @@ def inherit(network: Network, weights: Mapping[str, Tensor]) -> None:
                 continue
             raise InputError(
                 f"inherit: the search's weights have no {name!r}; derive the genotype from the "
-                "same search, or set finetune.inherit to false"
+                "same search, or train from scratch (finetune.inherit false, transfer.weights none)"
             )
         given = weights[name]
         if name == "stem.0.weight" and given.shape[1] != own.shape[1]:
@@ -94,7 +94,9 @@ def inherit(network: Network, weights: Mapping[str, Tensor]) -> None:
         if given.shape != own.shape:
             raise InputError(
                 f"inherit: {name!r} has shape {tuple(given.shape)} in the search and "
-                f"{tuple(own.shape)} in the network; channels and cells must be the same"
+                f"{tuple(own.shape)} in the network; accepted are the same channels and cells, and "
+                "search.partial 1; or train from scratch (finetune.inherit false, "
+                "transfer.weights none)"
             )
         own.copy_(given)
 

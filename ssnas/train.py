@@ -21,7 +21,7 @@ from ssnas.checkpoint import Checkpoint
 from ssnas.config import Finetune, Search, Sgd, Views
 from ssnas.datasets import Dataset
 from ssnas.descent import Descent
-from ssnas.distributed import rank, shard
+from ssnas.distributed import agreed, rank, shard
 from ssnas.errors import InputError
 from ssnas.loop import GeneratorState, Loop
 from ssnas.losses import make_loss
@@ -112,7 +112,7 @@ def fit(
         if config.early_stop:
             always, preferred = (f"val_{key}" for key in _watched(val))
             best.consider(epoch, row.get(preferred, row[always]), network)
-            row["stop"] = epoch - best.epoch >= config.early_stop
+            row["stop"] = agreed(epoch - best.epoch >= config.early_stop)
         return row
 
     loop = _loop(

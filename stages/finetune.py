@@ -29,10 +29,9 @@ def finetune(run: Run) -> None:
     places, device, config = Places(run.folders), choose_device(run.device), run.finetune
     splits, seed = read_splits(run), run.seeds["rows"]
     normalise = Normalise.of(splits.train.images)
-    flip = splits.flip if run.data.flip is None else run.data.flip
     seed_everything(seed)
     network = build_network(run, splits.train)
-    start_from_search(network, run)
+    inherited = start_from_search(network, run)
     description = finetune_description(run)
     identity = {"parameters": description, "code": code_digest()}
     folder = places.checkpoint("rows", "finetune")
@@ -48,7 +47,7 @@ def finetune(run: Run) -> None:
                 network,
                 splits.train,
                 normalise,
-                flip,
+                splits.flip,
                 config,
                 run.search,
                 run.views,
@@ -61,7 +60,7 @@ def finetune(run: Run) -> None:
             splits.train,
             splits.val,
             normalise,
-            flip,
+            splits.flip,
             config,
             seed,
             device,
@@ -70,7 +69,7 @@ def finetune(run: Run) -> None:
         fitted = dataclasses.replace(fitted, seconds=fitted.seconds + seconds)
         if rank() == 0:
             save_weights(places.network, network.state_dict(), description)
-            _write(run, fitted, network, splits, normalise, device)
+            _write(run, fitted, inherited, network, splits, normalise, device)
         checkpoint.finish()
         pretrained.finish()
 
@@ -78,6 +77,7 @@ def finetune(run: Run) -> None:
 def _write(
     run: Run,
     fitted: Fitted,
+    inherited: bool,
     network: nn.Module,
     splits: datasets.Splits,
     normalise: Normalise,
@@ -93,7 +93,7 @@ def _write(
         "epochs": len(fitted.history),
         "epoch": fitted.epoch,
         "network": run.finetune.network,
-        "inherited": "searches" in run.folders and run.finetune.inherit,
+        "inherited": inherited,
         "pretrain_epochs": run.finetune.pretrain_epochs,
         "scale": run.scale,
         "seed": run.seeds["rows"],

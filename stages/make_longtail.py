@@ -1,5 +1,6 @@
 """Read the source, hold out test and validation images, and make the rest long-tailed."""
 
+import dataclasses
 from pathlib import Path
 
 from ssnas import datasets
@@ -14,6 +15,8 @@ RAW = Path("data/raw")
 def make_longtail(run: Run) -> None:
     data, places = run.data, Places(run.folders)
     source = datasets.load(data.dataset, RAW, data.size, data.channels, data.bad_images)
+    if data.flip is not None:
+        source = dataclasses.replace(source, flip=data.flip)
     natural = data.profile == "natural"
     splits = datasets.split(
         source,

@@ -53,8 +53,7 @@ def run_search(run: Run) -> None:
 
 def _images(run: Run, splits: Splits, device: torch.device) -> Images:
     normalise = Normalise.of(splits.train.images)
-    flip = splits.flip if run.data.flip is None else run.data.flip
-    images = images_of(splits.train, normalise, flip, device)
+    images = images_of(splits.train, normalise, splits.flip, device)
     if run.search.objective == "supervised":
         return images
     return dataclasses.replace(images, labels=None)

@@ -35,6 +35,8 @@ def transfer(run: Run) -> None:
     source = dataclasses.replace(source, flip=flip)
     cut = parts(source, target.folds, target.val_fraction, seed)
     before = finetune_description(run) if "rows" in run.folders else {}
+    trained_by = dataclasses.replace(run.finetune, loss=target.loss, epochs=target.epochs)
+    run = dataclasses.replace(run, finetune=trained_by)
     identity = {
         "parameters": {
             "seed": seed,
@@ -98,7 +100,7 @@ def _one(
             lambda: build_network(run, part.train),
             weights,
             part,
-            dataclasses.replace(run.finetune, loss=run.transfer.loss, epochs=run.transfer.epochs),
+            run.finetune,
             run.seeds["transfers"],
             device,
             f"transfer, part {number + 1}",

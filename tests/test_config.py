@@ -305,12 +305,28 @@ def test_row_mistakes_are_named(row, kind, key, changes, words):
     assert [word for word in words if word not in message] == []
 
 
+BASELINE = {"name": "b", "scale": "small", "dataset": "d", "network": "resnet-32"}
+CROSSED = {"name": "c", "scale": "small", "network": "darkcovidnet", "weights": "none"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry", "words"),
+    [
+        ("baselines", BASELINE | {"network": "derived"}, ["network", "'derived'", "resnet-32"]),
+        ("crossvalidations", CROSSED | {"network": "supernet"}, ["network", "'supernet'"]),
+        ("crossvalidations", CROSSED | {"weights": "search"}, ["weights", "'search'", "none"]),
+    ],
+)
+def test_entries_without_a_search_need_nothing_of_one(row, kind, entry, words):
+    with pytest.raises(InputError) as caught:
+        row(kind, "key", entries() | {kind: {"key": entry}})
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
 def test_baselines_and_crossvalidations_stand_for_rows_and_transfers(row):
     document = entries() | {
-        "baselines": {"key": {"name": "b", "scale": "small", "dataset": "d", "seed": 4}},
-        "crossvalidations": {
-            "key": {"name": "c", "scale": "small", "network": "darkcovidnet", "folds": 3}
-        },
+        "baselines": {"key": BASELINE | {"seed": 4}},
+        "crossvalidations": {"key": CROSSED | {"folds": 3}},
     }
     baseline = row("baselines", "key", document)
     assert dict(baseline.folders) == {

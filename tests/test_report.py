@@ -480,3 +480,12 @@ def test_report_of_multi_label_data_leaves_out_what_was_not_run(tmp_path):
     assert "binary accuracy" in page.texts
     assert "0.876" in page.texts
     assert page.texts.count("not run") == 2  # the transfer and the time of the search
+
+
+def test_report_of_a_run_without_epochs_has_no_curves(tmp_path):
+    write_run(tmp_path, multi_label=True)
+    for name in ("search.csv", "finetune.csv", "alpha.csv"):
+        (tmp_path / name).write_text("\n", encoding="utf-8")
+    write_html(tmp_path, tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.tags.count("img") == 3  # cells, counts, per label

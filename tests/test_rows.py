@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ssnas.artifacts import Places
+import stages.transfer
+from ssnas.artifacts import Places, read_splits
+from ssnas.baselines import NormalisedLinear
 from ssnas.config import expand, load_row
 from ssnas.datasets import load
+from ssnas.derived import build_network
 from ssnas.errors import InputError
 from ssnas.genotype import Genotype
 from stages.derive_genotype import derive_genotype
@@ -118,13 +121,45 @@ def test_training_goes_on_from_the_searched_supernet(project):
 
 
 def test_a_network_cannot_inherit_another_size(project):
-    with pytest.raises(InputError, match="channels and cells must be the same"):
+    with pytest.raises(InputError, match="the same channels and cells"):
         made("deep", SEARCHES["random"], {"channels": 6}, project)
 
 
-def test_a_self_supervised_supernet_classifies_nothing(project):
-    with pytest.raises(InputError, match=r"finetune\.network: found 'supernet'"):
-        made("self", SEARCHES["random"], {"network": "supernet"}, project)
+@pytest.mark.parametrize(
+    ("search", "row", "message"),
+    [
+        (
+            "random",
+            {"network": "supernet"},
+            r"finetune\.network: found 'supernet'",
+        ),
+        ("balanced", ROWS["balanced"] | {"cells": 4}, r"finetune\.cells: found 4.*derived"),
+        ("balanced", ROWS["balanced"] | {"loss": "ldam-drw"}, "loss other than ldam-drw"),
+        ("partial", {}, r"search\.partial 1"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(project, search, row, message):
+    with pytest.raises(InputError, match=message):
+        made("odd", SEARCHES[search], row, project)
+
+
+def test_a_flip_of_ones_own_goes_with_the_splits(project):
+    project(datasets={"digits": {"dataset": "digits", "flip": True}})
+    run = load_row("datasets", "small-digits")
+    assert read_splits(run).flip
+    assert not load("digits", Path("data/raw"), None, "keep", "error").flip
+
+
+def test_a_crossvalidation_trains_the_network_of_its_own_loss(project, monkeypatch):
+    """LDAM's cosine classifier, although the row's loss, a default, is another."""
+    built = []
+    monkeypatch.setattr(
+        stages.transfer, "build_network", lambda *a: built.append(build_network(*a)) or built[-1]
+    )
+    entry = {"dataset": "digits", "network": "resnet-32", "weights": "none", "loss": "ldam-drw"}
+    project(crossvalidations={"c": entry})
+    transfer(load_row("crossvalidations", "small-c"))
+    assert {type(network.classifier) for network in built} == {NormalisedLinear}
 
 
 @pytest.mark.parametrize("network", ["resnet-32", "darkcovidnet"])

@@ -311,9 +311,8 @@ def test_second_order_search_runs_and_differs(images, labels):
 
 # Sampling schemes
 
-BILATERAL = replace(
-    CONFIG, relaxation="softmax", objective="supervised", sampling="bilateral", epochs=3
-)
+BILATERAL_KEYS = {"relaxation": "softmax", "objective": "supervised", "sampling": "bilateral"}
+BILATERAL = replace(CONFIG, **BILATERAL_KEYS, epochs=3)
 
 
 def test_bilateral_search_follows_its_schedule(images, labels):
@@ -372,6 +371,10 @@ def test_resumed_sampling_equals_uninterrupted(tmp_path, images, labels, monkeyp
         (
             {"objective": "supervised", "heterogeneous": True},
             r"search\.heterogeneous.*sampling bilateral",
+        ),
+        (
+            {**BILATERAL_KEYS, "second_order": True},
+            r"search\.second_order: found true with sampling bilateral",
         ),
         ({"partial": 2}, r"search\.partial: found 2.*softmax"),
     ],

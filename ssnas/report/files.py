@@ -70,3 +70,11 @@ def read_csv(path: Path, *columns: str) -> pd.DataFrame:
     if table.empty:
         raise InputError(f"{path}: holds no rows; {MAKE}")
     return table
+
+
+def has_rows(path: Path) -> bool:
+    """Whether a CSV file is there and holds more than its header.
+
+    A search or training of no epochs leaves a file without rows.
+    """
+    return path.is_file() and len(path.read_text(encoding="utf-8").split("\n", 2)) > 2

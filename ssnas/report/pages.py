@@ -13,7 +13,7 @@ from typing import BinaryIO
 import pandas as pd
 
 from ssnas.errors import InputError
-from ssnas.report.files import MAKE
+from ssnas.report.files import MAKE, has_rows
 from ssnas.report.pictures import (
     alpha_picture,
     class_counts_picture,
@@ -144,7 +144,7 @@ def _cells(run: Run) -> list[str]:
 def _pictures(folder: Path) -> list[str]:
     """A section for every picture whose numbers the folder has."""
     search, finetune = folder / "search.csv", folder / "finetune.csv"
-    halves = tuple(path if path.exists() else None for path in (search, finetune))
+    halves = tuple(path if has_rows(path) else None for path in (search, finetune))
     pictures: list[tuple[str, bool, Callable[[BinaryIO], None], bool]] = [
         ("Images per class", (folder / "class_counts.csv").exists(),
          partial(class_counts_picture, folder / "class_counts.csv"), False),
@@ -153,7 +153,7 @@ def _pictures(folder: Path) -> list[str]:
         ("Confusion", (folder / "confusion.csv").exists(),
          partial(confusion_picture, folder / "confusion.csv"), True),
         ("Curves", any(halves), partial(curves_picture, *halves), False),
-        ("Architecture weights", (folder / "alpha.csv").exists(),
+        ("Architecture weights", has_rows(folder / "alpha.csv"),
          partial(alpha_picture, folder / "alpha.csv"), False),
     ]  # fmt: skip
     sections = []

@@ -43,6 +43,7 @@ class _Unit(NamedTuple):
 
 _NETWORK = {
     "image_size": _Unit("image size", 1, 0),
+    "epochs": _Unit("epochs", 1, 0),
     "parameters": _Unit("parameters (M)", 1e-6, 3),
     "multiply_adds": _Unit("multiply-adds (M)", 1e-6, 1),
 }
@@ -121,6 +122,7 @@ def _columns(table: Table) -> dict[str, Cell]:
         "method": lambda line: line.row.method,
         "system": lambda line: line.row.system or NONE,
         "image size": _measured(partial(_spread, key="image_size")),
+        "epochs": _network(partial(_spread, key="epochs")),
     }
     for key in ("parameters", "multiply_adds"):
         columns[_NETWORK[key].title] = _network(partial(_spread, key=key))
@@ -283,14 +285,18 @@ def has_run(row: Mapping[str, str]) -> bool:
 def compact(rows: Sequence[Mapping[str, str]]) -> str:
     """The Markdown of a paper's table without the columns that say how its figures came about.
 
-    The image size stays where rows differ in it.
+    The image size, and the epochs of training, stay where rows differ in them.
 
     Args:
         rows: cells by column, at least one row, as `table_cells` gives them.
     """
-    sizes = {row["image size"] for row in rows if has_run(row)} - {NOT_RECORDED}
-    details = (*_DETAILS, *(("image size",) if len(sizes) < 2 else ()))
-    columns = [column for column in rows[0] if column not in details]
+    ran = [row for row in rows if has_run(row)]
+    alike = [
+        column
+        for column in ("image size", "epochs")
+        if len({row[column] for row in ran} - {NOT_RECORDED, NONE}) < 2
+    ]
+    columns = [column for column in rows[0] if column not in (*_DETAILS, *alike)]
     return markdown(columns, [[row[column] for column in columns] for row in rows])
 
 
