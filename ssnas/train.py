@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ssnas import metrics
 from ssnas.augment import Normalise
-from ssnas.bilateral import BilateralSupernet
+from ssnas.bilateral import BRANCHES, BilateralSupernet
 from ssnas.checkpoint import Checkpoint
 from ssnas.config import Finetune, Search, Sgd, Views
 from ssnas.datasets import Dataset
@@ -268,28 +268,31 @@ def _watched(data: Dataset) -> tuple[str, str]:
     return "accuracy", "balanced_accuracy"
 
 
-@torch.no_grad()
 def predict(
-    network: nn.Module,
-    data: Dataset,
-    normalise: Normalise,
-    device: torch.device,
-    forward: Callable[[Tensor], Tensor] | None = None,
+    network: nn.Module, data: Dataset, normalise: Normalise, device: torch.device
 ) -> np.ndarray:
     """Probabilities (N, C): softmax for single labels, sigmoid for multi-label data.
 
     Images are shown as they are, and logits are not adjusted.
-
-    Args:
-        forward: a method of the network to use in place of its call.
     """
     network.to(device).eval()
+    logits = _logits(network, data, normalise, device)
+    return (logits.sigmoid() if data.multi_label else logits.softmax(dim=1)).numpy()
+
+
+@torch.no_grad()
+def _logits(
+    forward: Callable[[Tensor], Tensor],
+    data: Dataset,
+    normalise: Normalise,
+    device: torch.device,
+) -> Tensor:
+    """What `forward` gives for the images, (N, C), on the CPU."""
     parts = []
     for images in torch.from_numpy(data.images).split(EVALUATION_BATCH):
         with autocast(device):
-            logits = (forward or network)(normalise(images.to(device))).float()
-        parts.append(logits.sigmoid() if data.multi_label else logits.softmax(dim=1))
-    return torch.cat(parts).cpu().numpy()
+            parts.append(forward(normalise(images.to(device))).float().cpu())
+    return torch.cat(parts)
 
 
 def evaluate(
@@ -312,11 +315,14 @@ def mixing_sweep(
     network: BilateralSupernet, data: Dataset, normalise: Normalise, device: torch.device
 ) -> list[dict[str, float]]:
     """Accuracy and balanced accuracy at mixing ratios from 0 to 1 in steps of a tenth (H24)."""
+    network.to(device).eval()
+    instance, balanced = (
+        _logits(partial(network.branch, name=name), data, normalise, device) for name in BRANCHES
+    )
     sweep = []
     for ratio in RATIOS:
-        found = figures(
-            predict(network, data, normalise, device, partial(network, ratio=ratio)), data
-        )
+        mixed = (ratio * instance + (1 - ratio) * balanced).softmax(dim=1).numpy()
+        found = metrics.single_label(mixed, data.labels)
         kept = {key: found[key] for key in ("accuracy", "balanced_accuracy")}
         sweep.append({"ratio": ratio, **kept})
     return sweep
