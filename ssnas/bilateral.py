@@ -34,9 +34,10 @@ class BilateralSupernet(Supernet):
         channels, num_cells, in_channels, relaxation, stem_multiplier: of the backbone, see
             `Supernet`.
         num_classes: C, outputs of each classifier.
+        stem, checkpoint: see `Supernet`; the branches' cells are recomputed like the others.
 
     Raises:
-        InputError: for an unknown relaxation.
+        InputError: for an unknown relaxation or stem.
     """
 
     def __init__(
@@ -47,8 +48,18 @@ class BilateralSupernet(Supernet):
         relaxation: str = "softmax",
         stem_multiplier: int = 3,
         num_classes: int = 2,
+        stem: str = "cifar",
+        checkpoint: bool = False,
     ) -> None:
-        super().__init__(channels, num_cells, in_channels, relaxation, stem_multiplier)
+        super().__init__(
+            channels,
+            num_cells,
+            in_channels,
+            relaxation,
+            stem_multiplier,
+            stem=stem,
+            checkpoint=checkpoint,
+        )
         every_edge = dict.fromkeys(range(len(EDGES)), self.ops)
         after_reduction = self.kinds[-1] == "reduce"
         self.branches, self.classifiers = nn.ModuleDict(), nn.ModuleDict()
@@ -66,6 +77,10 @@ class BilateralSupernet(Supernet):
     def branch_alphas(self) -> list[nn.Parameter]:
         """The α of the branches, in the order of `BRANCHES`."""
         return [self.alphas[name] for name in BRANCHES]
+
+    def architecture_groups(self) -> list[list[nn.Parameter]]:
+        """The backbone's α, and the branches'."""
+        return [self.backbone_alphas(), self.branch_alphas()]
 
     def backbone_weights(self) -> list[nn.Parameter]:
         """The part of ω that the branches share: stem and cells."""
@@ -222,25 +237,20 @@ def build_supernet(
     Raises:
         InputError: for partial channels in a bilateral supernet, which has none.
     """
+    common = {
+        "channels": config.channels,
+        "num_cells": config.cells,
+        "in_channels": in_channels,
+        "relaxation": config.relaxation,
+        "stem_multiplier": config.stem_multiplier,
+        "num_classes": num_classes,
+        "stem": config.stem,
+        "checkpoint": config.checkpoint,
+    }
     if config.sampling != "bilateral":
-        return Supernet(
-            config.channels,
-            config.cells,
-            in_channels,
-            config.relaxation,
-            config.stem_multiplier,
-            num_classes,
-            config.partial,
-        )
+        return Supernet(**common, partial=config.partial)
     if config.partial > 1:
         raise InputError(
             f"search.partial: found {config.partial} with sampling bilateral; accepted is 1"
         )
-    return BilateralSupernet(
-        config.channels,
-        config.cells,
-        in_channels,
-        config.relaxation,
-        config.stem_multiplier,
-        num_classes,
-    )
+    return BilateralSupernet(**common)

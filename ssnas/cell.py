@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssnas.errors import InputError
+from ssnas.norms import Term, normalised_sum
 from ssnas.operations import (
     ConvNorm,
     FactorizedReduce,
@@ -17,9 +18,9 @@ from ssnas.operations import (
     build,
     bypass,
     channel_shuffle,
-    phases,
 )
-from ssnas.space import EDGES, NUM_INPUTS, NUM_NODES, NUM_STATES, cell_kinds
+from ssnas.separable import Source
+from ssnas.space import EDGES, NUM_INPUTS, NUM_NODES, NUM_STATES
 
 
 class Cell(nn.Module):
@@ -34,11 +35,13 @@ class Cell(nn.Module):
     shows the next edges other channels. Since w_o is the edge's normalised β times a softmax,
     Σ_o w_o is that β, which so multiplies the whole edge.
 
-    `forward` equals `forward_by_definition`, term by term, and does less work:
+    `forward` equals `forward_by_definition`, term by term, and does less work in fewer kernels:
 
-    - edges that leave one state see the same tensor, so its ReLU, its poolings with their
-      (parameter-free) batch norm and its identity are computed once and weighted per edge;
-    - the weight of a convolution goes into its last batch norm (`operations.ScaledNorm`);
+    - operations of one kind on edges that leave one state read the same tensor, so they are
+      computed side by side as one wide operation (`operations.Rectified.abreast`), and its
+      poolings with their (parameter-free) batch norm are computed once and weighted per edge;
+    - the weight of a convolution goes into its last batch norm, and all kinds are added up while
+      they are normalised (`norms.normalised_sum`);
     - sums accumulate in place, so no term outlives its addition;
     - the shuffle is linear, so it is applied to the sum over a node's edges.
 
@@ -88,10 +91,16 @@ class Cell(nn.Module):
                 if ops.get(edge)
             }
         )
+        starts = range(NUM_STATES - 1)
         self._leaving = [
-            [(edge, target) for edge, (start, target) in enumerate(EDGES) if start == source]
-            for source in range(NUM_STATES - 1)
+            [
+                (edge, target - NUM_INPUTS)
+                for edge, (source, target) in enumerate(EDGES)
+                if source == start and str(edge) in self.edges
+            ]
+            for start in starts
         ]
+        self._kinds = [_edges_by_operation(self._leaving[start], ops) for start in starts]
 
     def _stride(self, source: int) -> int:
         return 2 if self.reduce and source < NUM_INPUTS else 1
@@ -143,34 +152,77 @@ class Cell(nn.Module):
         Returns:
             (N, 4 C, H', W'), H' = H of `s1`, halved (rounded up) in a reduction cell.
         """
-        halving = isinstance(self.preprocess0, FactorizedReduce)
-        first = self.preprocess0.on_phases(phases(s0.relu())) if halving else self.preprocess0(s0)
-        states = [first, self.preprocess1(s1)]
+        states = [self._enter(s0), self.preprocess1(s1)]
+        scales = None if weights is None else [row.unbind() for row in weights.unbind()]
         sums: list[Tensor | None] = [None] * NUM_NODES
         bypassed: list[Tensor | None] = [None] * NUM_NODES
-        for source, leaving in enumerate(self._leaving):
-            seen, other = self._split(source, states[source])
+        for start, leaving in enumerate(self._leaving):
+            seen, other = self._split(start, states[start])
             if other is not None:
                 # One dense copy spares every pooling its own.
                 seen = seen.contiguous(memory_format=torch.channels_last)
-            shared = _SharedInput(seen, self._stride(source) == 2)
-            for edge, target in leaving:
-                if str(edge) not in self.edges:
-                    continue
-                node = target - NUM_INPUTS
-                for index, (name, op) in enumerate(self.edges[str(edge)].items()):
-                    scale = None if weights is None else weights[edge, index]
-                    sums[node] = shared.add(sums[node], name, op, scale)
-                if other is not None:
+                for edge, node in leaving:
                     scale = None if weights is None else weights[edge].sum()
                     bypassed[node] = _accumulate(bypassed[node], other, scale)
-            if source >= NUM_INPUTS - 1:
-                node = source + 1 - NUM_INPUTS
+            self._add_terms(sums, start, seen, scales)
+            node = start + 1 - NUM_INPUTS
+            if node >= 0:
+                if sums[node] is None:
+                    sums[node] = Zero(self._stride(start))(seen)
                 if self.partial > 1:
                     joint = _Concatenate.apply(sums[node], bypassed[node])
                     sums[node] = channel_shuffle(joint, self.partial)
                 states.append(sums[node])
         return _Concatenate.apply(*states[NUM_INPUTS:])
+
+    def _enter(self, s0: Tensor) -> Tensor:
+        if isinstance(self.preprocess0, FactorizedReduce):
+            return self.preprocess0.norm(self.preprocess0.abreast([self.preprocess0], Source(s0)))
+        return self.preprocess0(s0)
+
+    def _add_terms(
+        self,
+        sums: list[Tensor | None],
+        start: int,
+        state: Tensor,
+        scales: list[tuple[Tensor, ...]] | None,
+    ) -> None:
+        """Add w_o o(x_i) to the nodes, for all operations on all edges that leave state i."""
+        source = Source(state)
+        wide: dict[tuple[int, ...], list[Term]] = {}
+        for name, edges in self._kinds[start].items():
+            ops = [self.edges[str(edge)][name] for edge in edges]
+            own = None
+            if scales is not None:
+                own = [scales[edge][self._column(edge, name)] for edge in edges]
+            if isinstance(ops[0], Rectified):
+                norms, scale = [op.norm for op in ops], None if own is None else torch.stack(own)
+                term = Term(norms, ops[0].abreast(ops, source), scale)
+                wide.setdefault(edges, []).append(term)
+            elif not isinstance(ops[0], Zero):
+                value = Pool.shared(ops, state) if isinstance(ops[0], Pool) else state
+                for edge, scale in zip(edges, own or [None] * len(edges), strict=True):
+                    node = EDGES[edge][1] - NUM_INPUTS
+                    sums[node] = _accumulate(sums[node], value, scale)
+        for edges, terms in wide.items():
+            parts = normalised_sum(terms).chunk(len(edges), dim=1)
+            for edge, part in zip(edges, parts, strict=True):
+                node = EDGES[edge][1] - NUM_INPUTS
+                sums[node] = _accumulate(sums[node], part, None)
+
+    def _column(self, edge: int, name: str) -> int:
+        return list(self.edges[str(edge)]).index(name)
+
+
+def _edges_by_operation(
+    leaving: Sequence[tuple[int, int]], ops: Mapping[int, Sequence[str]]
+) -> dict[str, tuple[int, ...]]:
+    """For each operation the edges that carry it, of those that leave one state."""
+    edges: dict[str, tuple[int, ...]] = {}
+    for edge, _ in leaving:
+        for name in ops[edge]:
+            edges[name] = (*edges.get(name, ()), edge)
+    return edges
 
 
 class _Concatenate(torch.autograd.Function):
@@ -191,118 +243,8 @@ class _Concatenate(torch.autograd.Function):
         return tuple(part.contiguous(memory_format=torch.channels_last) for part in parts)
 
 
-class _SharedInput:
-    """One state, and what all edges that leave it have in common."""
-
-    def __init__(self, state: Tensor, halve: bool) -> None:
-        self.state = state
-        self.halve = halve
-        self.rectified: Tensor | None = None
-        self.pooled: dict[str, tuple[Pool, Tensor]] = {}
-
-    def add(self, total: Tensor | None, name: str, op: nn.Module, scale: Tensor | None) -> Tensor:
-        """`total` + `scale` · `op`(state)."""
-        if isinstance(op, Rectified):
-            if self.rectified is None:
-                self.rectified = self.state.relu()
-                if self.halve:
-                    self.rectified = phases(self.rectified)
-            apply = op.on_phases if self.halve else op.after_relu
-            term = apply(self.rectified, scale)
-            return term if total is None else total.add_(term)
-        if isinstance(op, Zero):
-            return op(self.state) if total is None else total
-        value = self._pool(name, op) if isinstance(op, Pool) else self.state
-        return _accumulate(total, value, scale)
-
-    def _pool(self, name: str, op: Pool) -> Tensor:
-        if name not in self.pooled:
-            self.pooled[name] = (op, op(self.state))
-            return self.pooled[name][1]
-        twin, value = self.pooled[name]
-        if op.training and op.norm.track_running_stats:
-            op.norm.running_mean.copy_(twin.norm.running_mean)
-            op.norm.running_var.copy_(twin.norm.running_var)
-            op.norm.num_batches_tracked.copy_(twin.norm.num_batches_tracked)
-        return value
-
-
 def _accumulate(total: Tensor | None, value: Tensor, scale: Tensor | None) -> Tensor:
     """`total` + `scale` · `value`, in place."""
     if total is None:
-        return value.clone() if scale is None else value * scale
+        return value.clone(memory_format=torch.channels_last) if scale is None else value * scale
     return total.add_(value) if scale is None else total.addcmul_(value, scale)
-
-
-class CellStack(nn.Module):
-    """Stem and cells, common to supernet and network: images to pooled features.
-
-    Channels start at `channels` and double at each reduction cell.
-
-    Args:
-        ops: for each cell kind, the operations of each edge (see `Cell`).
-        channels: C of the first cell.
-        num_cells: L.
-        in_channels: channels of the images.
-        stem_multiplier: the stem has `stem_multiplier` · C channels.
-        affine: whether the cells' batch norms have affine parameters.
-        partial: K of the cells' partial channel connections.
-
-    Attributes:
-        out_features: length of the feature vector.
-        channels: C of the last cell.
-        last_widths: channels of the last two outputs, which a further cell would read.
-    """
-
-    def __init__(
-        self,
-        ops: Mapping[str, Mapping[int, Sequence[str]]],
-        channels: int,
-        num_cells: int,
-        in_channels: int = 3,
-        stem_multiplier: int = 3,
-        affine: bool = True,
-        partial: int = 1,
-    ) -> None:
-        super().__init__()
-        width = stem_multiplier * channels
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
-        )
-        self.kinds = cell_kinds(num_cells)
-        self.cells = nn.ModuleList()
-        previous, previous_reduce = (width, width), False
-        for kind in self.kinds:
-            reduce = kind == "reduce"
-            channels *= 2 if reduce else 1
-            self.cells.append(
-                Cell(ops[kind], previous, channels, reduce, previous_reduce, affine, partial)
-            )
-            previous, previous_reduce = (previous[1], NUM_NODES * channels), reduce
-        self.channels, self.last_widths = channels, previous
-        self.out_features = NUM_NODES * channels
-
-    def features(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Globally average-pooled output of the last cell, (N, out_features).
-
-        Args:
-            x: images, (N, in_channels, H, W), normalised.
-            weights: w(α) of each cell kind, or None.
-        """
-        return self.states(x, weights)[1].mean(dim=(2, 3))
-
-    def states(
-        self, x: Tensor, weights: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Outputs of the last cell but one and of the last cell; arguments as of `features`."""
-        s0 = s1 = self.stem(self.arrange(x))
-        for kind, cell in zip(self.kinds, self.cells, strict=True):
-            s0, s1 = s1, self.run_cell(cell, s0, s1, None if weights is None else weights[kind])
-        return s0, s1
-
-    def arrange(self, x: Tensor) -> Tensor:
-        """Channels-last, in which depthwise convolution, pooling and batch norm run fastest."""
-        return x.contiguous(memory_format=torch.channels_last)
-
-    def run_cell(self, cell: Cell, s0: Tensor, s1: Tensor, weights: Tensor | None) -> Tensor:
-        return cell(s0, s1, weights)

@@ -29,6 +29,7 @@ SYSTEMS = Path("papers/systems.yaml")
 OBJECTIVES = ("barlow-twins", "nt-xent", "supervised")
 SAMPLINGS = ("instance", "balanced", "bilateral")
 MIXINGS = ("parabolic", "reverse-sigmoid", "constant", "class-head")
+STEMS = ("cifar", "imagenet")
 BASELINES = ("resnet-18", "resnet-32", "resnet-34", "resnet-50", "darkcovidnet")
 LOSSES = ("ce", "ce+la", "focal", "focal+la", "ldam-drw", "sigmoid", "balanced-sigmoid")
 TRANSFER_WEIGHTS = ("search", "finetune", "none")
@@ -104,7 +105,9 @@ class Search(Sgd):
     channels: int = _key(16, low=2)
     cells: int = _key(3, low=3)
     stem_multiplier: int = _key(3, low=1)
+    stem: str = _key("cifar", choices=STEMS)
     partial: int = _key(1, low=1)
+    checkpoint: bool = False
     omega_share: float = _key(0.5, above=0.0, high=0.9)
     second_order: bool = False
     heterogeneous: bool = False

@@ -35,6 +35,7 @@ def build_network(run: Run, data: Dataset) -> nn.Module:
             data.num_classes,
             in_channels,
             run.search.stem_multiplier,
+            run.search.stem,
         )
     if config.loss == "ldam-drw":
         normalise_classifier(network)

@@ -1,7 +1,8 @@
 """Several processes as one: each takes a part of every batch; gradients are averaged.
 
-Without a process group every function returns its input unchanged. Batch norm uses each process's
-own part of the batch.
+Without a process group every function returns its input unchanged. What couples the samples of a
+batch, a loss (`gather`) or batch norm (`ssnas.norms`), sees the parts of all processes, so that W
+processes compute what one would with the same batch.
 """
 
 from __future__ import annotations
@@ -27,13 +28,23 @@ def rank() -> int:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """The process group that `torchrun` started this process for, if it did."""
+    """The process group that `torchrun` started this process for, if it did.
+
+    On an accelerator with an index `device` becomes the current one, since objects are sent there.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.index is not None:
+        torch.accelerator.set_device_index(device.index)
+    dist.init_process_group(
+        dist.get_default_backend_for_device(device),
+        device_id=None if device.index is None else device,
+    )
     try:
         yield
+        # A process that leaves early would cut off those that still talk.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
@@ -65,23 +76,36 @@ def shard(batch: Tensor) -> Tensor:
 
 
 def gather(x: Tensor) -> Tensor:
-    """The rows of all processes, (N, D) to (W N, D), with gradients to all of them.
+    """The rows of all processes, (N, …) to (W N, …), in the batch's order: `shard` undone.
 
     A loss that couples the samples of a batch is computed on the whole batch by every process.
-    Its gradient reaches each process W times, and `average_gradients` divides by W.
+    Gradients flow to the rows of all of them: each row gets its own W times, and
+    `average_gradients` divides by W.
     """
-    if not active():
-        return x
-    from torch.distributed.nn.functional import all_gather
+    return _Gather.apply(x.contiguous()) if active() else x
 
-    return torch.cat(all_gather(x))
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x)
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return shard(gradient)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the processes."""
-    if not active():
+    """Replace each gradient by its mean over the processes, with one exchange for all of them."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not active() or not gradients:
         return
-    for parameter in parameters:
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= dist.get_world_size()
+    joint = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(joint)
+    joint /= dist.get_world_size()
+    for gradient, mean in zip(gradients, joint.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ssnas.cell import Cell, CellStack
+from ssnas.cell import Cell
 from ssnas.errors import InputError
 from ssnas.genotype import Genotype
 from ssnas.space import CELL_KINDS, EDGES
+from ssnas.stack import CellStack
 
 
 class Network(CellStack):
@@ -24,6 +25,10 @@ class Network(CellStack):
         num_classes: outputs of the classifier (labels, when multi-label).
         in_channels: channels of the images.
         stem_multiplier: the stem has `stem_multiplier` · C channels.
+        stem: see `stack.STEMS`.
+
+    Raises:
+        InputError: for an unknown stem.
     """
 
     def __init__(
@@ -34,6 +39,7 @@ class Network(CellStack):
         num_classes: int,
         in_channels: int = 3,
         stem_multiplier: int = 3,
+        stem: str = "cifar",
     ) -> None:
         super().__init__(
             {kind: _ops_by_edge(getattr(genotype, kind)) for kind in CELL_KINDS},
@@ -41,6 +47,7 @@ class Network(CellStack):
             num_cells,
             in_channels,
             stem_multiplier,
+            stem=stem,
         )
         self.genotype = genotype
         self.classifier = nn.Linear(self.out_features, num_classes)

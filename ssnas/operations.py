@@ -5,36 +5,16 @@ them by name. In the search, batch norm has no affine parameters (`affine=False`
 would undo the architecture weights.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from ssnas.norms import Norm, record_statistics
+from ssnas.separable import Source, separable
 from ssnas.space import OPS
-
-
-class ScaledNorm(nn.BatchNorm2d):
-    """Batch norm whose result may be multiplied by a scalar at no cost.
-
-    scale · (x − mean) / std is batch norm with `scale` as its affine weight, so that a mixed
-    operation's w(α)·o(x) needs no pass over memory of its own.
-    """
-
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        if scale is None:
-            return super().forward(x)
-        if self.affine:
-            raise ValueError("a scale and affine parameters would be the same thing twice")
-        tracks = self.training and self.track_running_stats
-        keeps = tracks or not self.training
-        return nn.functional.batch_norm(
-            x,
-            self.running_mean if keeps else None,
-            self.running_var if keeps else None,
-            # A stride-0 (expanded) weight gives wrong gradients in channels-last batch norm.
-            weight=scale.to(self.running_mean.dtype).repeat(self.num_features),
-            training=self.training,
-            momentum=self.momentum,
-            eps=self.eps,
-        )
 
 
 class ConvNorm(nn.Module):
@@ -43,35 +23,30 @@ class ConvNorm(nn.Module):
     def __init__(self, in_channels: int, channels: int, affine: bool) -> None:
         super().__init__()
         self.pointwise = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.norm = ScaledNorm(channels, affine=affine)
+        self.norm = Norm(channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.pointwise(x.relu()))
 
 
 class Rectified(nn.Module):
-    """An operation that begins with a ReLU.
+    """An operation that begins with a ReLU and ends with a batch norm, `norm`.
 
-    `forward` is its definition. A cell, which knows that all edges leaving a state begin with the
-    same ReLU, takes that once and calls `after_relu`; where the edges have stride 2 it also sorts
-    the pixels once, with `phases`, and calls `on_phases`.
+    `forward` is its definition, for one edge. `abreast` computes the operations of this kind on
+    several edges that leave the same state as one, with few and wide kernels.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after_relu(x.relu())
+    norm: Norm
 
+    @staticmethod
+    def abreast(ops: Sequence[Rectified], source: Source) -> Tensor:
+        """What E operations give before their last batch norms, (N, E C, H', W').
 
-def phases(x: Tensor) -> Tensor:
-    """The four 2×2 phases of an image as channels: (N, C, H, W) to (N, 4 C, ⌈H/2⌉, ⌈W/2⌉).
-
-    Channel block 2 i + j holds the pixels (2 y + i, 2 x + j). A stride-2 convolution on `x` is a
-    stride-1 convolution on its phases, for which libraries have much faster kernels, above all
-    backward. An odd height or width is continued by zeros, as the convolutions' padding is.
-    """
-    x = nn.functional.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-    n, c, h, w = x.shape
-    x = x.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c)
-    return x.permute(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, 4 * c).permute(0, 3, 1, 2)
+        Args:
+            ops: of equal channels, kernels and strides.
+            source: the state that all of them read.
+        """
+        raise NotImplementedError
 
 
 class FactorizedReduce(Rectified):
@@ -81,18 +56,47 @@ class FactorizedReduce(Rectified):
         super().__init__()
         self.even = nn.Conv2d(in_channels, channels // 2, 1, stride=2, bias=False)
         self.odd = nn.Conv2d(in_channels, channels - channels // 2, 1, stride=2, bias=False)
-        self.norm = ScaledNorm(channels, affine=affine)
+        self.norm = Norm(channels, affine=affine)
 
-    def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.relu()
         # The shift keeps the size, so that both grids have equally many points if it is odd.
         shifted = nn.functional.pad(x[:, :, 1:, 1:], (0, 1, 0, 1))
-        return self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1), scale)
+        return self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
 
-    def on_phases(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        even, _, _, odd = x.chunk(4, dim=1)
-        even = nn.functional.conv2d(even, self.even.weight)
-        odd = nn.functional.conv2d(odd, self.odd.weight)
-        return self.norm(torch.cat([even, odd], dim=1), scale)
+    @staticmethod
+    def abreast(ops, source):
+        """One 1×1 convolution on both grids, half of whose weights are zero."""
+        inputs = ops[0].even.in_channels
+        kernels = []
+        for op in ops:
+            kernels += [
+                nn.functional.pad(op.even.weight, (0, 0, 0, 0, 0, inputs)),
+                nn.functional.pad(op.odd.weight, (0, 0, 0, 0, inputs, 0)),
+            ]
+        return nn.functional.conv2d(_BothGrids.apply(source.state).relu(), torch.cat(kernels))
+
+
+class _BothGrids(torch.autograd.Function):
+    """The even pixels and those diagonally after them, (N, C, H, W) to (N, 2 C, ⌈H/2⌉, ⌈W/2⌉).
+
+    PyTorch's own backward of two slices writes two whole images of zeros and adds them.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.size = x.shape
+        odd = nn.functional.pad(x[:, :, 1::2, 1::2], (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        return torch.cat([x[:, :, ::2, ::2], odd], dim=1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        n, channels, height, width = ctx.size
+        even, odd = gradient.split(channels, dim=1)
+        x = gradient.new_zeros((n, height, width, channels)).permute(0, 3, 1, 2)
+        x[:, :, ::2, ::2] = even
+        x[:, :, 1::2, 1::2] = odd[:, :, : height // 2, : width // 2]
+        return x
 
 
 class DepthwiseSeparable(Rectified):
@@ -102,6 +106,7 @@ class DepthwiseSeparable(Rectified):
         self, channels: int, kernel: int, stride: int, dilation: int, affine: bool
     ) -> None:
         super().__init__()
+        self.stride, self.dilation = stride, dilation
         self.depthwise = nn.Conv2d(
             channels,
             channels,
@@ -113,36 +118,17 @@ class DepthwiseSeparable(Rectified):
             bias=False,
         )
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
-        self.norm = ScaledNorm(channels, affine=affine)
+        self.norm = Norm(channels, affine=affine)
 
-    def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        return self.norm(self.pointwise(self.depthwise(x)), scale)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.pointwise(self.depthwise(x.relu())))
 
-    def on_phases(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """With dilation 2 all taps meet the first phase, as the taps of an undilated kernel;
-        without, each tap meets one phase, and the pointwise convolution adds up the four."""
-        kernel, pointwise = self.depthwise.weight, self.pointwise.weight
-        if self.depthwise.dilation[0] == 2:
-            x = x[:, : len(kernel)].contiguous(memory_format=torch.channels_last)
-        else:
-            kernel, pointwise = _phase_kernels(kernel), pointwise.repeat(1, 4, 1, 1)
-        x = nn.functional.conv2d(x, kernel, padding=kernel.shape[-1] // 2, groups=len(kernel))
-        return self.norm(nn.functional.conv2d(x, pointwise), scale)
-
-
-def _phase_kernels(kernel: Tensor) -> Tensor:
-    """A stride-2 depthwise kernel, (C, 1, k, k) with k 3 or 5, for the `phases` of its input.
-
-    Output y reads the pixels 2 y − 2 … 2 y + 3 with a kernel centred in 6 taps (zeros outside k);
-    tap 2 t + i meets phase i at offset t − 1, which makes three taps for each phase.
-
-    Returns:
-        (4 C, 1, 3, 3).
-    """
-    before = (5 - kernel.shape[-1]) // 2
-    taps = nn.functional.pad(kernel, (before, before + 1, before, before + 1))
-    by_phase = taps.reshape(len(kernel), 3, 2, 3, 2).permute(2, 4, 0, 1, 3)
-    return by_phase.reshape(4 * len(kernel), 1, 3, 3)
+    @staticmethod
+    def abreast(ops, source):
+        depthwise, pointwise = zip(
+            *((op.depthwise.weight, op.pointwise.weight) for op in ops), strict=True
+        )
+        return separable(source, depthwise, pointwise, ops[0].stride, ops[0].dilation)
 
 
 class SepConv(Rectified):
@@ -153,11 +139,18 @@ class SepConv(Rectified):
         self.first = DepthwiseSeparable(channels, kernel, stride, 1, affine)
         self.second = DepthwiseSeparable(channels, kernel, 1, 1, affine)
 
-    def after_relu(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        return self.second.after_relu(self.first.after_relu(x).relu(), scale)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
 
-    def on_phases(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        return self.second.after_relu(self.first.on_phases(x).relu(), scale)
+    @property
+    def norm(self) -> Norm:
+        return self.second.norm
+
+    @staticmethod
+    def abreast(ops, source):
+        first = DepthwiseSeparable.abreast([op.first for op in ops], source)
+        between = Source(first, len(ops), [op.first.norm for op in ops])
+        return DepthwiseSeparable.abreast([op.second for op in ops], between)
 
 
 class Pool(nn.Module):
@@ -174,10 +167,20 @@ class Pool(nn.Module):
             if kind == "max"
             else nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
         )
-        self.norm = ScaledNorm(channels, affine=False)
+        self.norm = Norm(channels, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.pool(x))
+
+    @staticmethod
+    def shared(ops: Sequence[Pool], x: Tensor) -> Tensor:
+        """The result of each of `ops`, equal but for their modules; all record the statistics."""
+        result, norm = ops[0](x), ops[0].norm
+        if norm.training and norm.track_running_stats:
+            others = [op.norm for op in ops[1:]]
+            for other in others:
+                record_statistics([other], norm.running_mean, norm.running_var)
+        return result
 
 
 class Zero(nn.Module):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
-from ssnas.cell import Cell, CellStack
+from ssnas.cell import Cell
 from ssnas.errors import InputError
 from ssnas.space import CELL_KINDS, EDGES, NUM_INPUTS, NUM_STATES, RELAXATIONS
+from ssnas.stack import CellStack
 
 ALPHA_STD = 1e-3
 
@@ -34,9 +36,13 @@ class Supernet(CellStack):
         num_classes: outputs of a linear classifier on the features; without one, `forward` returns
             the features themselves.
         partial: K, a divisor of `channels`; above 1 with the relaxation `softmax` alone.
+        stem: see `stack.STEMS`.
+        checkpoint: of each cell keep the inputs alone, and compute what its backward pass needs
+            once more when that comes (Chen et al. 2016): same result and same gradients, with
+            the memory of the largest cell instead of all, for one more forward pass.
 
     Raises:
-        InputError: for an unknown relaxation, or a `partial` that is not accepted.
+        InputError: for an unknown relaxation or stem, or a `partial` that is not accepted.
     """
 
     def __init__(
@@ -48,6 +54,8 @@ class Supernet(CellStack):
         stem_multiplier: int = 3,
         num_classes: int | None = None,
         partial: int = 1,
+        stem: str = "cifar",
+        checkpoint: bool = False,
     ) -> None:
         if relaxation not in RELAXATIONS:
             raise InputError(
@@ -68,7 +76,9 @@ class Supernet(CellStack):
             stem_multiplier,
             affine=False,
             partial=partial,
+            stem=stem,
         )
+        self.checkpoint = checkpoint
         self.relaxation = relaxation
         self.ops = self_ops
         self.alphas = nn.ParameterDict(
@@ -83,14 +93,15 @@ class Supernet(CellStack):
 
     def architecture(self) -> dict[str, Tensor]:
         """w(α), with partial channels β·w(α), of each cell kind, (14, ops)."""
-        return {
-            kind: relax(alpha, self.relaxation, self.betas.get(kind))
-            for kind, alpha in self.alphas.items()
-        }
+        return _relaxed(self.alphas, self.betas, self.relaxation)
 
     def architecture_parameters(self) -> list[nn.Parameter]:
         """All α and β."""
         return [*self.alphas.values(), *self.betas.values()]
+
+    def architecture_groups(self) -> list[list[nn.Parameter]]:
+        """All α and β, in groups that learn at rates of their own: here one."""
+        return [self.architecture_parameters()]
 
     def weights(self) -> list[nn.Parameter]:
         """ω: every parameter but the α and β."""
@@ -105,6 +116,19 @@ class Supernet(CellStack):
         """
         chosen = self.architecture() if architecture is None else architecture
         return self.classifier(self.features(x, chosen))
+
+    def run_cell(self, cell: Cell, s0: Tensor, s1: Tensor, weights: Tensor | None) -> Tensor:
+        if not self.checkpoint:
+            return super().run_cell(cell, s0, s1, weights)
+        return recompute_in_backward(
+            cell,
+            s0,
+            s1,
+            weights,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _repeated(cell)),
+            preserve_rng_state=False,
+        )
 
 
 class PlainSupernet(Supernet):
@@ -146,10 +170,17 @@ def architecture_of(weights: Mapping[str, Tensor], relaxation: str) -> dict[str,
     Returns:
         for each kind that has α the (β·)w(α), (14, ops).
     """
-    return {
-        kind: relax(weights[f"alphas.{kind}"], relaxation, weights.get(f"betas.{kind}"))
-        for kind in (name.removeprefix("alphas.") for name in weights if name.startswith("alphas."))
-    }
+    alphas, betas = (
+        {name.removeprefix(table): w for name, w in weights.items() if name.startswith(table)}
+        for table in ("alphas.", "betas.")
+    )
+    return _relaxed(alphas, betas, relaxation)
+
+
+def _relaxed(
+    alphas: Mapping[str, Tensor], betas: Mapping[str, Tensor], relaxation: str
+) -> dict[str, Tensor]:
+    return {kind: relax(alpha, relaxation, betas.get(kind)) for kind, alpha in alphas.items()}
 
 
 @contextmanager
@@ -158,8 +189,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
     A step on α sees images that ω is not trained on; they must not enter the running statistics.
     """
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
-    norms = [m for m in module.modules() if isinstance(m, kinds) and m.track_running_stats]
+    norms = _recording(module)
     for norm in norms:
         norm.track_running_stats = False
     try:
@@ -167,3 +197,31 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
+
+
+def _recording(module: nn.Module) -> list[nn.Module]:
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    return [m for m in module.modules() if isinstance(m, kinds) and m.track_running_stats]
+
+
+def _repeated(cell: Cell) -> AbstractContextManager[None]:
+    """The context in which to repeat, later, what `cell` now computes."""
+    # Batch norm saves other tensors where it records none, which the repetition must match.
+    return _scratch_buffers(cell) if _recording(cell) else frozen_statistics(cell)
+
+
+@contextmanager
+def _scratch_buffers(module: nn.Module) -> Iterator[None]:
+    """Within the context, `module` writes into copies of its buffers, which are then dropped."""
+    own = [
+        (owner, name, buffer)
+        for owner in module.modules()
+        for name, buffer in owner.named_buffers(recurse=False)
+    ]
+    for owner, name, buffer in own:
+        setattr(owner, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for owner, name, buffer in own:
+            setattr(owner, name, buffer)

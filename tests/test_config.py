@@ -13,6 +13,7 @@ from ssnas.config import (
     LOSSES,
     MIXINGS,
     SECTIONS,
+    STEMS,
     Finetune,
     expand,
     load_main,
@@ -20,6 +21,7 @@ from ssnas.config import (
     read_yaml,
 )
 from ssnas.errors import InputError
+from ssnas.stack import STEMS as BUILT_STEMS
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS, PARAMS = ROOT / "papers" / "rows.yaml", ROOT / "params.yaml"
@@ -107,6 +109,7 @@ def test_own_rows_are_those_of_the_systems():
 def test_choices_are_what_the_modules_build():
     assert set(BASELINES) == set(NETWORKS)
     assert set(MIXINGS) == set(SCHEDULES)
+    assert set(STEMS) == set(BUILT_STEMS)
 
 
 # Expansion of the systems
@@ -236,6 +239,8 @@ MISTAKES = [
     ({"search": {"learning_rate": False}}, ["search.learning_rate", "False", "a number"]),
     ({"search": {"objective": 1}}, ["search.objective", "1", "text"]),
     ({"search": {"objective": "simclr"}}, ["search.objective", "'simclr'", "nt-xent"]),
+    ({"search": {"stem": "vgg"}}, ["search.stem", "'vgg'", "cifar", "imagenet"]),
+    ({"search": {"checkpoint": 1}}, ["search.checkpoint", "1", "true or false"]),
     ({"data": {"imbalance": 0.5}}, ["data.imbalance", "0.5", "at least 1"]),
     ({"data": {"imbalance": float("nan")}}, ["data.imbalance", "nan", "at least 1"]),
     ({"data": {"imbalance": float("inf")}}, ["data.imbalance", "inf"]),

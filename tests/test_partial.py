@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssnas.cell import Cell, CellStack
+from ssnas.cell import Cell
 from ssnas.errors import InputError
 from ssnas.genotype import derive
 from ssnas.operations import build, bypass, channel_shuffle
 from ssnas.space import CELL_KINDS, EDGES, OPS, RELAXATIONS
+from ssnas.stack import CellStack
 from ssnas.supernet import ALPHA_STD, PlainSupernet, Supernet, architecture_of, relax
 
 FEW = ("none", "avg_pool_3x3", "skip_connect", "dil_conv_3x3")

@@ -1,5 +1,6 @@
 """Operations and supernet, in float64, against their definitions, PyTorch and hand-made values."""
 
+import copy
 import math
 from functools import cache
 from itertools import pairwise
@@ -9,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssnas import kernels
 from ssnas.cell import Cell
 from ssnas.errors import InputError
-from ssnas.operations import FactorizedReduce, ScaledNorm, build, phases
+from ssnas.norms import Term, normalised_sum
+from ssnas.operations import FactorizedReduce, build
+from ssnas.separable import Source
 from ssnas.space import EDGES, OPS, RELAXATIONS, cell_kinds, reduction_positions
 from ssnas.supernet import PlainSupernet, Supernet, frozen_statistics
 
@@ -96,36 +100,30 @@ def test_receptive_field_is_centred(op, reach):
     assert (rows.min().item(), rows.max().item()) == (6 - reach, 6 + reach)
 
 
-def test_phases_by_hand():
-    x = torch.arange(1.0, 10).reshape(1, 1, 3, 3)
-    expected = [[[1, 3], [7, 9]], [[2, 0], [8, 0]], [[4, 6], [0, 0]], [[5, 0], [0, 0]]]
-    assert phases(x)[0].tolist() == expected
-
-
-def test_phases_block_the_channels():
-    x = normal(2, 3, 4, 6)
-    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        block = 3 * (2 * i + j)
-        assert torch.equal(phases(x)[:, block : block + 3], x[:, :, i::2, j::2])
-
-
+@pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("size", [*SIZES, (1, 2), (3, 3)])
-@pytest.mark.parametrize("op", ["skip_connect", *CONVOLUTIONS])
-def test_phases_give_the_same_result(op, size):
-    module = build(op, 4, 2, affine=False).double()
-    x, scale = normal(3, 4, *size).requires_grad_(), torch.tensor(0.7).double().requires_grad_()
-    inputs = [x, scale, *module.parameters()]
-    expected = module.after_relu(x.relu(), scale)
-    actual = module.on_phases(phases(x.relu()), scale)
-    direction = torch.randn_like(expected)
+@pytest.mark.parametrize(
+    ("op", "stride"), [("skip_connect", 2), *((op, s) for op in CONVOLUTIONS for s in (1, 2))]
+)
+def test_operations_abreast_are_each_as_defined(op, stride, size, mode):
+    """Three of a kind, each with weights and a scale of its own."""
+    modules = [build(op, 4, stride, affine=False).double().train(mode == "train") for _ in range(3)]
+    twins = copy.deepcopy(modules)
+    x, scale = normal(3, 4, *size).requires_grad_(), normal(3).requires_grad_()
+    abreast = modules[0].abreast(modules, Source(x))
+    actual = normalised_sum([Term([module.norm for module in modules], abreast, scale)])
+    expected = torch.cat([s * twin(x) for s, twin in zip(scale, twins, strict=True)], dim=1)
+    direction = normal(*expected.shape)
     assert_equal(actual, expected)
-    assert_equal(module.on_phases(phases(x.relu())), module(x))
-    for given, wanted in zip(
-        torch.autograd.grad((actual * direction).sum(), inputs),
-        torch.autograd.grad((expected * direction).sum(), inputs),
-        strict=True,
-    ):
+    gradients = []
+    for result, own in ((actual, modules), (expected, twins)):
+        inputs = [x, scale, *(weight for module in own for weight in module.parameters())]
+        gradients.append(torch.autograd.grad((result * direction).sum(), inputs))
+    for given, wanted in zip(*gradients, strict=True):
         assert_equal(given, wanted)
+    for module, twin in zip(modules, twins, strict=True):
+        for name, buffer in running_statistics(twin).items():
+            assert_equal(module.get_buffer(name), buffer)
 
 
 @pytest.mark.parametrize(("size", "odd"), [(3, [[5, 0], [0, 0]]), (4, [[6, 8], [14, 16]])])
@@ -152,41 +150,6 @@ def test_pool_is_normalised(op, stride):
     variance, mean = torch.var_mean(pooled, dim=(0, 2, 3), correction=0, keepdim=True)
     assert_equal(module(x), (pooled - mean) / (variance + 1e-5).sqrt())
     assert not list(module.parameters())
-
-
-# Scaled norm
-
-
-@pytest.mark.parametrize("mode", ["train", "eval", "frozen"])
-def test_scaled_norm_is_the_scaled_norm(mode):
-    ours, peer = ScaledNorm(5, affine=False).double(), nn.BatchNorm2d(5, affine=False).double()
-    direction = normal(4, 5, 6, 7)
-    gradients = []
-    data = [3 * normal(4, 5, 6, 7) + 1 for _ in range(2)]
-    for norm in (ours, peer):
-        norm(data[0])
-        norm.train(mode != "eval")
-        norm.track_running_stats = mode != "frozen"
-        x, scale = data[1].clone().requires_grad_(), torch.tensor(0.3).double().requires_grad_()
-        out = norm(x, scale) if norm is ours else scale * norm(x)
-        gradients.append((out, *torch.autograd.grad((out * direction).sum(), (x, scale))))
-    for actual, expected in zip(*gradients, strict=True):
-        assert_equal(actual, expected)
-    assert_equal(ours.running_mean, peer.running_mean)
-    assert_equal(ours.running_var, peer.running_var)
-    assert ours.running_mean.abs().min() > 0
-
-
-def test_scaled_norm_without_scale_is_batch_norm():
-    ours, peer, x = ScaledNorm(5).double(), nn.BatchNorm2d(5).double(), normal(4, 5, 3, 3)
-    assert torch.equal(ours(x), peer(x))
-    for name, buffer in peer.named_buffers():
-        assert torch.equal(getattr(ours, name), buffer)
-
-
-def test_scaled_norm_refuses_two_scales():
-    with pytest.raises(ValueError, match="affine"):
-        ScaledNorm(5)(torch.randn(2, 5, 3, 3), torch.tensor(1.0))
 
 
 # Cell and topology
@@ -263,6 +226,13 @@ def twins(relaxation="sigmoid", num_cells=3):
     return fast, plain
 
 
+@pytest.fixture(params=["compiled", "composed"])
+def _kernels(request, monkeypatch):
+    if request.param == "composed":
+        monkeypatch.setattr(kernels, "library", lambda: None)
+
+
+@pytest.mark.usefixtures("_kernels")
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("size", [8, 9])
 @pytest.mark.parametrize("num_cells", [3, 5])

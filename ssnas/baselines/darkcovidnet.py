@@ -3,6 +3,7 @@
 from torch import nn
 
 from ssnas.errors import InputError
+from ssnas.norms import Norm
 
 LEAST_SIZE = 4  # pixels; the second pooling needs a map of 2×2, and the later maps grow first
 
@@ -35,7 +36,7 @@ def darkcovidnet_features(num_classes: int, in_channels: int, size: int) -> tupl
     layers += [
         nn.Conv2d(256, num_classes, 3, padding=1, bias=False),
         nn.ReLU(inplace=True),
-        nn.BatchNorm2d(num_classes),
+        Norm(num_classes),
         nn.Flatten(),
     ]
     return nn.Sequential(*layers), num_classes * _last_map(size) ** 2
@@ -44,7 +45,7 @@ def darkcovidnet_features(num_classes: int, in_channels: int, size: int) -> tupl
 def _conv(in_channels: int, channels: int, kernel: int) -> list[nn.Module]:
     return [
         nn.Conv2d(in_channels, channels, kernel, padding=1, bias=False),
-        nn.BatchNorm2d(channels),
+        Norm(channels),
         nn.LeakyReLU(0.1, inplace=True),
     ]
 

@@ -5,6 +5,8 @@ from torch.nn import functional
 from torchvision.models import resnet18, resnet34, resnet50
 from torchvision.models.resnet import BasicBlock
 
+from ssnas.norms import Norm
+
 SMALL_SIZE = 64  # pixels; larger images get the stem of ImageNet's networks
 _IMAGENET = {18: resnet18, 34: resnet34, 50: resnet50}
 
@@ -39,14 +41,14 @@ def cifar_resnet32_features(in_channels: int) -> tuple[nn.Module, int]:
         The module from images (N, in_channels, H, W) to features (N, 64), and 64.
     """
     stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-    blocks = [BasicBlock(16, 16) for _ in range(5)]
+    blocks = [BasicBlock(16, 16, norm_layer=Norm) for _ in range(5)]
     for channels in (32, 64):
         half = channels // 2
-        blocks.append(BasicBlock(half, channels, 2, ZeroPaddedShortcut(half)))
-        blocks += [BasicBlock(channels, channels) for _ in range(4)]
+        blocks.append(BasicBlock(half, channels, 2, ZeroPaddedShortcut(half), norm_layer=Norm))
+        blocks += [BasicBlock(channels, channels, norm_layer=Norm) for _ in range(4)]
     features = nn.Sequential(
         stem,
-        nn.BatchNorm2d(16),
+        Norm(16),
         nn.ReLU(inplace=True),
         *blocks,
         nn.AdaptiveAvgPool2d(1),
@@ -73,7 +75,7 @@ def resnet_features(depth: int, in_channels: int, size: int) -> tuple[nn.Module,
     Returns:
         The module from images (N, in_channels, size, size) to features (N, F), and F.
     """
-    network = _IMAGENET[depth]()
+    network = _IMAGENET[depth](norm_layer=Norm)
     kernel, stride = (3, 1) if size <= SMALL_SIZE else (7, 2)
     network.conv1 = nn.Conv2d(in_channels, 64, kernel, stride, kernel // 2, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
