@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from ssnas.config import Views
+from ssnas.runtime import constant
 
 LUMA = (0.299, 0.587, 0.114)
 ASPECT_RATIO = 4 / 3
+CROSS = ((0, -1, 1), (1, 0, -1), (-1, 1, 0))
+"""The matrix of the cross product with (1, 1, 1)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Normalise:
 
     def standardise(self, x: Tensor) -> Tensor:
         """Float images (N, C, H, W) in [0, 1], standardised."""
-        mean, std = (x.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (constant(values, x).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (x - mean) / std
 
 
@@ -141,7 +144,7 @@ def _grey(x: Tensor) -> Tensor:
     """Luma, (N, 1, H, W); grey images as they are."""
     if x.shape[1] == 1:
         return x
-    return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    return (x * constant(LUMA, x).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
 
 
 def _rotate_hue(x: Tensor, turns: Tensor) -> Tensor:
@@ -152,7 +155,7 @@ def _rotate_hue(x: Tensor, turns: Tensor) -> Tensor:
     """
     angle = 2 * math.pi * turns.view(-1, 1, 1)
     identity = torch.eye(3, device=x.device)
-    cross = x.new_tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    cross = constant(CROSS, x) / math.sqrt(3)
     third = torch.full((3, 3), 1 / 3, device=x.device)
     rotation = identity * angle.cos() + cross * angle.sin() + third * (1 - angle.cos())
     return torch.einsum("nij,njhw->nihw", rotation, x)

@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 120
 REPORT_SECONDS = 5
-CHECK_STEPS = 50
 
 
 class Stateful(Protocol):
@@ -58,6 +57,8 @@ class Loop:
 
     Attributes:
         history: one row of figures an epoch.
+        batches: of the current epoch.
+        done: how many of its steps are.
         seconds: spent so far, interrupted parts included.
     """
 
@@ -76,11 +77,16 @@ class Loop:
         self.checkpoint = checkpoint
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self._batches: Tensor | None = None
-        self._done = 0
+        self.batches: Tensor | None = None
+        self.done = 0
         self._totals: dict[str, Tensor] = {}
         self._epoch_seconds = 0.0
         self._stopped = False
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch, from 0."""
+        return len(self.history)
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the end, from the checkpoint if there is one of this very work.
@@ -100,12 +106,12 @@ class Loop:
 
     def _run_epoch(self) -> None:
         began = time.monotonic() - self._epoch_seconds
-        if self._batches is None:
-            self._batches, self._done, self._totals = self.draw_batches(), 0, {}
+        if self.batches is None:
+            self.batches, self.done, self._totals = self.draw_batches(), 0, {}
         pending: list[dict[str, Tensor]] = []
-        while self._done < len(self._batches):
-            pending.append(self.step(self._batches[self._done]))
-            self._done += 1
+        while self.done < len(self.batches):
+            pending.append(self.step(self.batches[self.done]))
+            self.done += 1
             # Processes that save by their own clocks would resume at different steps.
             due = time.monotonic() - self._saved > SAVE_SECONDS and not distributed.active()
             if len(pending) == self._check_steps(pending) or due:
@@ -114,11 +120,11 @@ class Loop:
                 self._epoch_seconds = time.monotonic() - began
                 self._save()
         self._collect(pending)
-        steps, images = len(self._batches), self._batches.numel()
+        steps, images = len(self.batches), self.batches.numel()
         seconds = time.monotonic() - began
         means = {key: float(total) / steps for key, total in self._totals.items()}
         self.seconds += seconds
-        self._batches, self._epoch_seconds = None, 0.0
+        self.batches, self._epoch_seconds = None, 0.0
         epoch = len(self.history) + 1
         extra = self.finish_epoch(epoch)
         self._stopped = bool(extra.pop("stop", False))
@@ -126,10 +132,12 @@ class Loop:
         self.history.append({"epoch": epoch, **means, **extra, **rate})
 
     @staticmethod
-    def _check_steps(pending: list[dict[str, Tensor]]) -> int:
-        """How many steps may pass between looks at their figures: a look makes a GPU wait."""
-        on_cpu = next(iter(pending[0].values())).device.type == "cpu"
-        return 1 if on_cpu else CHECK_STEPS
+    def _check_steps(pending: list[dict[str, Tensor]]) -> float:
+        """How many steps may pass between looks at their figures.
+
+        A look makes an accelerator wait, which then gets its next kernels one by one.
+        """
+        return 1 if next(iter(pending[0].values())).is_cpu else math.inf
 
     def _collect(self, pending: list[dict[str, Tensor]]) -> None:
         """Add the steps' figures to the epoch's totals; refuse what is not finite."""
@@ -140,7 +148,7 @@ class Loop:
             finite = values.isfinite()
             if not finite.all():
                 bad = int(finite.logical_not().nonzero()[0])
-                step = self._done - len(pending) + bad + 1
+                step = self.done - len(pending) + bad + 1
                 raise InputError(self._diverged(key, float(values[bad]), step))
             self._totals[key] = self._totals.get(key, 0.0) + values.sum().cpu()
         pending.clear()
@@ -149,7 +157,7 @@ class Loop:
         kept = "there is no checkpoint"
         if self.checkpoint is not None and self.checkpoint.path.exists():
             kept = f"the last good checkpoint is kept in {self.checkpoint.path}"
-        epoch = len(self.history) + (self._batches is not None)
+        epoch = len(self.history) + (self.batches is not None)
         return (
             f"{self.name}: {key} became {value} at epoch {epoch}, step {step}; "
             f"stopped there; {kept}; lower the learning rate, or look for broken images"
@@ -163,8 +171,8 @@ class Loop:
         position = {
             "history": self.history,
             "seconds": self.seconds,
-            "batches": self._batches,
-            "done": self._done,
+            "batches": self.batches,
+            "done": self.done,
             "totals": self._totals,
             "epoch_seconds": self._epoch_seconds,
             "stopped": self._stopped,
@@ -178,7 +186,7 @@ class Loop:
             if isinstance(part, nn.Module):
                 for tensor in part.state_dict().values():
                     if not tensor.isfinite().all():
-                        raise InputError(self._diverged(f"{name} weights", math.nan, self._done))
+                        raise InputError(self._diverged(f"{name} weights", math.nan, self.done))
 
     def _resume(self) -> None:
         saved = self.checkpoint.load() if self.checkpoint else None
@@ -188,7 +196,7 @@ class Loop:
             part.load_state_dict(saved["parts"][name])
         position = saved["position"]
         self.history, self.seconds = position["history"], position["seconds"]
-        self._batches, self._done = position["batches"], position["done"]
+        self.batches, self.done = position["batches"], position["done"]
         self._totals, self._epoch_seconds = position["totals"], position["epoch_seconds"]
         self._stopped = position["stopped"]
         log.info(
@@ -196,7 +204,7 @@ class Loop:
             self.name,
             len(self.history),
             self.epochs,
-            f", step {self._done}" if self._batches is not None else "",
+            f", step {self.done}" if self.batches is not None else "",
         )
 
     def _report(self, final: bool) -> None:

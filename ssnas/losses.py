@@ -13,8 +13,11 @@ from torch import Tensor
 
 from ssnas.config import LOSSES
 from ssnas.errors import InputError
+from ssnas.runtime import constant
 
 _SINGLE_LABEL = ("ldam-drw", "balanced-sigmoid")
+_WITHOUT_COUNTS = ("ce", "focal", "sigmoid")
+_DRW_BETA = 0.9999
 
 
 def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
@@ -144,9 +147,9 @@ def ldam(
     Raises `InputError` naming a class without images.
     """
     logits = _float(logits)
-    margins = _positive_counts(class_counts).pow(-0.25)
-    margins = (max_margin * margins / margins.max()).to(logits)
-    shifted = logits - margins * _multi_hot(targets, logits)
+    counts = _positive_counts(class_counts)
+    margins = tuple(max_margin * (min(counts) / count) ** 0.25 for count in counts)
+    shifted = logits - constant(margins, logits) * _multi_hot(targets, logits)
     weight = None if weight is None else weight.to(logits)
     return F.cross_entropy(scale * shifted, targets, weight=weight)
 
@@ -158,23 +161,29 @@ def class_balanced_weights(class_counts: Sequence[int], beta: float) -> Tensor:
 
     Raises `InputError` for β outside [0, 1) or naming a class without images.
     """
+    return torch.tensor(_class_balanced(class_counts, beta), dtype=torch.float32)
+
+
+def _class_balanced(class_counts: Sequence[int], beta: float) -> tuple[float, ...]:
     if not 0 <= beta < 1:
         raise InputError(f"beta: found {beta}; accepted: 0 <= beta < 1")
-    counts = _positive_counts(class_counts)
-    weights = (1 - beta) / (1 - beta**counts)
-    return (weights * len(counts) / weights.sum()).float()
+    weights = [(1 - beta) / (1 - beta**count) for count in _positive_counts(class_counts)]
+    return tuple(weight * len(weights) / sum(weights) for weight in weights)
 
 
 def drw_weights(
-    class_counts: Sequence[int], epoch: int, epochs: int, beta: float = 0.9999
+    class_counts: Sequence[int], epoch: int, epochs: int, beta: float = _DRW_BETA
 ) -> Tensor:
     """Class weights (C,) under deferred re-weighting (Cao et al. 2019).
 
     Ones at first, `class_balanced_weights` in the last fifth of the `epochs`; `epoch` counts
     from 0.
     """
-    deferred = 5 * epoch < 4 * epochs
-    return class_balanced_weights(class_counts, 0.0 if deferred else beta)
+    return class_balanced_weights(class_counts, 0.0 if _deferred(epoch, epochs) else beta)
+
+
+def _deferred(epoch: int | Tensor, epochs: int) -> bool | Tensor:
+    return 5 * epoch < 4 * epochs
 
 
 def class_balanced_sigmoid(
@@ -192,41 +201,53 @@ def class_balanced_sigmoid(
     Raises `InputError` for β outside [0, 1) or naming a class without images.
     """
     logits = _float(logits)
-    weights = class_balanced_weights(class_counts, beta).to(logits)
+    weights = constant(_class_balanced(class_counts, beta), logits)
     sample_weights = (_multi_hot(targets, logits) * weights).sum(dim=1)
     return (sample_weights * _sigmoid_cross_entropy(logits, targets)).mean()
 
 
 def make_loss(
     name: str,
-    class_counts: Sequence[int],
+    class_counts: Sequence[int] = (),
     *,
-    num_images: int,
+    num_images: int = 0,
     multi_label: bool = False,
     gamma: float = 2.0,
     tau: float = 1.0,
     epochs: int = 1,
-) -> Callable[[Tensor, Tensor, int], Tensor]:
+) -> Callable[[Tensor, Tensor, int | Tensor], Tensor]:
     """The supervised criterion `name`, one of `LOSSES`, as a function (logits, targets, epoch).
 
     `class_counts` are the training images of each class, or each label's positives among
-    `num_images`; `gamma` is focal's, `tau` that of logit adjustment (`+la`), and `epochs` the
-    length of the training, which `ldam-drw` re-weights in its last fifth. For multi-label data
-    `ce` is the binary cross-entropy, meaned over samples and labels; `sigmoid` adds up the labels.
+    `num_images`; `ce`, `focal` and `sigmoid` without logit adjustment read neither. `gamma` is
+    focal's, `tau` that of logit adjustment (`+la`), and `epochs` the length of the training, which
+    `ldam-drw` re-weights in its last fifth. For multi-label data `ce` is the binary cross-entropy,
+    meaned over samples and labels; `sigmoid` adds up the labels.
 
-    Raises `InputError` for an unknown name, for a loss that multi-label data does not define, and
-    for a class whose count leaves the loss undefined.
+    What a criterion needs beside its arguments is kept on their device, so that the step may be
+    captured (`ssnas.capture`); the epoch, which counts from 0, may be a tensor on it.
+
+    Raises `InputError` for an unknown name, for a loss that multi-label data does not define, for
+    missing counts, and for a class whose count leaves the loss undefined.
     """
     accepted = [loss for loss in LOSSES if not (multi_label and loss in _SINGLE_LABEL)]
     if name not in accepted:
         data = "multi-label" if multi_label else "single-label"
         raise InputError(f"loss: found {name!r}; accepted on {data} data: {', '.join(accepted)}")
+    if name not in _WITHOUT_COUNTS and not (class_counts and num_images):
+        raise InputError(
+            f"class_counts: found {list(class_counts)} of {num_images} images; accepted with loss "
+            f"{name!r}: a count for each class; without counts {', '.join(_WITHOUT_COUNTS)}"
+        )
     if name in _SINGLE_LABEL:
         _positive_counts(class_counts)
 
-    def ldam_drw(logits: Tensor, targets: Tensor, epoch: int) -> Tensor:
-        weight = drw_weights(class_counts, epoch, epochs)
-        return ldam(logits, targets, class_counts, weight=weight)
+    def ldam_drw(logits: Tensor, targets: Tensor, epoch: int | Tensor) -> Tensor:
+        early, late = (
+            constant(_class_balanced(class_counts, beta), logits) for beta in (0.0, _DRW_BETA)
+        )
+        deferred = torch.as_tensor(_deferred(epoch, epochs), device=logits.device)
+        return ldam(logits, targets, class_counts, weight=torch.where(deferred, early, late))
 
     criterion = {
         "ce": lambda logits, targets, epoch: _cross_entropy(logits, targets),
@@ -241,12 +262,12 @@ def make_loss(
         return lambda logits, targets, epoch: criterion(_float(logits), targets, epoch)
 
     total = num_images if multi_label else sum(class_counts)
-    # Taken once: checking the priors at every step would wait for the device.
-    shift = tau * _prior_logits([count / total for count in class_counts], multi_label)
+    priors = _prior_logits([count / total for count in class_counts], multi_label)
+    shift = tuple((tau * priors).tolist())
 
-    def adjusted(logits: Tensor, targets: Tensor, epoch: int) -> Tensor:
+    def adjusted(logits: Tensor, targets: Tensor, epoch: int | Tensor) -> Tensor:
         logits = _float(logits)
-        return criterion(logits + shift.to(logits), targets, epoch)
+        return criterion(logits + constant(shift, logits), targets, epoch)
 
     return adjusted
 
@@ -258,7 +279,8 @@ def _float(x: Tensor) -> Tensor:
 def _multi_hot(targets: Tensor, logits: Tensor) -> Tensor:
     """`targets` as rows (N, C) like `logits`."""
     if targets.ndim == 1:
-        targets = F.one_hot(targets, logits.shape[1])
+        # `one_hot` looks at the values of its input.
+        targets = targets.unsqueeze(1) == torch.arange(logits.shape[1], device=targets.device)
     return targets.to(logits)
 
 
@@ -288,11 +310,10 @@ def _prior_logits(priors: Tensor | Sequence[float], multi_label: bool) -> Tensor
     return priors.logit() if multi_label else priors.log()
 
 
-def _positive_counts(class_counts: Sequence[int]) -> Tensor:
-    counts = torch.as_tensor(class_counts, dtype=torch.float64)
-    if not (counts > 0).all():
-        index = int((counts <= 0).nonzero()[0])
-        raise InputError(
-            f"class_counts: class {index} has {counts[index].item():g} images; accepted: at least 1"
-        )
-    return counts
+def _positive_counts(class_counts: Sequence[int]) -> Sequence[int]:
+    for index, count in enumerate(class_counts):
+        if count <= 0:
+            raise InputError(
+                f"class_counts: class {index} has {count} images; accepted: at least 1"
+            )
+    return class_counts

@@ -1,8 +1,8 @@
 """What a network is trained for: each objective draws its inputs and computes its loss.
 
-`draw` takes a batch of indices, (N, samplers), to tensors on the device; calling the objective
-with a model and those tensors gives the loss. A step that needs the loss several times on the same
-inputs (second-order search) draws once.
+`draw` takes indices, (N, samplers), to tensors on the device, N rows each; calling the objective
+with a model and those of a batch gives the loss. A step that needs the loss several times on the
+same inputs (second-order search) draws once.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from ssnas.augment import Normalise, crop_and_flip, views
 from ssnas.bilateral import BilateralSupernet, bilateral_loss, mixing_ratio
 from ssnas.config import Search, Sgd, Views
 from ssnas.datasets import Dataset
-from ssnas.distributed import gather
-from ssnas.runtime import autocast
+from ssnas.distributed import gather, shard
+from ssnas.norms import Norm
+from ssnas.runtime import autocast, generator
 
-Criterion = Callable[[Tensor, Tensor, int], Tensor]
-"""(logits, targets, epoch) to a loss; epochs count from 0."""
+BLOCK_PIXELS = 2**20
+
+Criterion = Callable[[Tensor, Tensor, int | Tensor], Tensor]
+"""(logits, targets, epoch) to a loss; epochs count from 0, as a tensor where a step is captured."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,58 @@ def images_of(data: Dataset, normalise: Normalise, flip: bool, device: torch.dev
     return Images(pixels, normalise, flip, labels, data.num_classes)
 
 
+class Draws:
+    """What `objective` draws for each step, in blocks of several steps.
+
+    A view is many small kernels, and as many for one image as for thousands: an accelerator gets
+    through them once a block. Every block has a random generator of its own, named by what it is
+    for, so a training that goes on in the middle of a block draws the same again. The block's size
+    follows from that of the batches and images alone.
+
+    Args:
+        seed, stream: of the random numbers.
+    """
+
+    def __init__(self, objective: nn.Module, images: Images, seed: int, stream: int) -> None:
+        self.objective, self.images = objective, images
+        self.seeds = seed, stream
+        self._epoch: int | None = None
+        self._block: int | None = None
+
+    def of(self, batches: Tensor, epoch: int, step: int) -> list[tuple[Tensor, ...]]:
+        """For each part of the step's batch (see `sampling.draw_batches`) what is drawn.
+
+        Args:
+            batches: of the epoch, (steps, batch, parts, samplers).
+        """
+        if epoch != self._epoch:
+            # One copy from the host an epoch, since each makes an accelerator wait.
+            self._indices = batches.to(self.images.pixels.device)
+            self._epoch, self._block = epoch, None
+        pixels = batches[0].numel() * self.images.pixels[0, ..., 0].numel()
+        steps = max(1, BLOCK_PIXELS // pixels)
+        block, position = divmod(step, steps)
+        if block != self._block:
+            self._drawn = self._draw(self._indices[block * steps :][:steps], block)
+            self._block = block
+        return [
+            tuple(drawn[position, part] for drawn in self._drawn)
+            for part in range(batches.shape[2])
+        ]
+
+    def _draw(self, block: Tensor, number: int) -> list[Tensor]:
+        """Each of the objective's tensors for all steps, (steps, parts, batch, …).
+
+        Every process draws for whole batches, so that their number changes nothing, and keeps its
+        own rows.
+        """
+        whole = block.transpose(1, 2)
+        random = generator(block.device, *self.seeds, self._epoch, number)
+        drawn = self.objective.draw(self.images, whole.flatten(0, 2), random)
+        drawn = [tensor.unflatten(0, whole.shape[:3]) for tensor in drawn]
+        return [shard(tensor.movedim(2, 0)).movedim(0, 2) for tensor in drawn]
+
+
 class SelfSupervised(nn.Module):
     """Barlow Twins or NT-Xent between the projections of two random views."""
 
@@ -53,10 +108,10 @@ class SelfSupervised(nn.Module):
         width = config.projector
         self.projector = nn.Sequential(
             nn.Linear(features, width, bias=False),
-            nn.BatchNorm1d(width),
+            Norm(width),
             nn.ReLU(),
             nn.Linear(width, width, bias=False),
-            nn.BatchNorm1d(width),
+            Norm(width),
             nn.ReLU(),
             nn.Linear(width, width, bias=False),
         )
@@ -69,13 +124,15 @@ class SelfSupervised(nn.Module):
         return tuple(images.normalise.standardise(view) for view in pair)
 
     def forward(
-        self, encoder: Callable[[Tensor], Tensor], drawn: tuple[Tensor, ...], epoch: int
+        self,
+        encoder: Callable[[Tensor], Tensor],
+        drawn: tuple[Tensor, ...],
+        epoch: int | Tensor,
     ) -> Tensor:
-        embeddings = []
-        for view in drawn:
-            with autocast(view.device):
-                projection = self.projector(encoder(view))
-            embeddings.append(gather(projection.float()))
+        # In one context, within which weights are cast once for both views.
+        with autocast(drawn[0].device):
+            projections = [self.projector(encoder(view)) for view in drawn]
+        embeddings = [gather(projection.float()) for projection in projections]
         if self.config.objective == "barlow-twins":
             loss = losses.barlow_twins(*embeddings, lambd=self.config.lambd)
             return self.config.loss_scale * loss
@@ -98,11 +155,11 @@ class Supervised(nn.Module):
             drawn += (images.normalise(pixels), images.labels[chosen])
         return drawn
 
-    def forward(self, network: nn.Module, drawn: tuple[Tensor, ...], epoch: int) -> Tensor:
+    def forward(self, network: nn.Module, drawn: tuple[Tensor, ...], epoch: int | Tensor) -> Tensor:
         x, targets = drawn
         with autocast(x.device):
             logits = network(x)
-        return self.criterion(logits.float(), targets, epoch)
+        return self.criterion(gather(logits.float()), gather(targets), epoch)
 
 
 class Bilateral(Supervised):
@@ -122,9 +179,9 @@ class Bilateral(Supervised):
         with autocast(x_instance.device):
             logits = network.mixed(x_instance, x_balanced, ratio)
         return bilateral_loss(
-            logits.float(),
-            y_instance,
-            y_balanced,
+            gather(logits.float()),
+            gather(y_instance),
+            gather(y_balanced),
             ratio,
             lambda f, y: self.criterion(f, y, epoch),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import resource
@@ -10,11 +11,9 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ssnas.errors import InputError
-
-STREAMS = 100
-"""Random streams of each process: the streams of process r are numbered from r · STREAMS."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -55,6 +54,20 @@ def generator(device: torch.device, *seeds: int) -> torch.Generator:
     for value in seeds:
         mixed = (mixed * 1_000_003 + value + 1) % (2**63)
     return torch.Generator(device=device).manual_seed(mixed)
+
+
+def constant(values: tuple, like: Tensor) -> Tensor:
+    """A tensor of these numbers, nested in tuples, of the dtype and on the device of `like`.
+
+    It is made once and kept: to copy from the host would make an accelerator wait at every step,
+    and a captured step reads it where it lies.
+    """
+    return _constant(values, like.dtype, like.device)
+
+
+@functools.cache
+def _constant(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager:

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 
 from ssnas import losses
 from ssnas.augment import Normalise
-from ssnas.bilateral import BilateralSupernet, backbone_rate, build_supernet
+from ssnas.bilateral import backbone_rate, build_supernet
+from ssnas.capture import Captured
 from ssnas.checkpoint import Checkpoint
 from ssnas.config import Search, Views
-from ssnas.descent import Descent, without_gradients
-from ssnas.distributed import average_gradients, rank, shard
+from ssnas.descent import Descent, fused, set_rate, without_gradients
+from ssnas.distributed import active, average_gradients
 from ssnas.errors import InputError
 from ssnas.loop import GeneratorState, Loop
 from ssnas.metrics import knn_accuracy
-from ssnas.objectives import Bilateral, Images, SelfSupervised, supervised
-from ssnas.runtime import STREAMS, autocast, generator, seed_everything
+from ssnas.objectives import Bilateral, Draws, Images, SelfSupervised, supervised
+from ssnas.runtime import autocast, generator, seed_everything
 from ssnas.sampling import draw_batches
 from ssnas.space import CELL_KINDS, EDGES
 from ssnas.supernet import Supernet, frozen_statistics
@@ -63,16 +64,14 @@ class Bilevel:
         self.omega = [*supernet.weights(), *objective.parameters()]
         self.alpha = supernet.architecture_parameters()
         self.descent = Descent(self.omega, config)
-        bilateral = isinstance(supernet, BilateralSupernet)
-        backbone = supernet.backbone_alphas() if bilateral else self.alpha
-        groups = [{"params": backbone}]
-        if bilateral:
-            groups.append({"params": supernet.branch_alphas()})
-        self.alpha_optimiser = torch.optim.Adam(
-            groups,
-            lr=config.alpha_learning_rate,
+        self.alpha_optimiser = fused(
+            torch.optim.Adam,
+            supernet.architecture_groups(),
+            config.alpha_learning_rate,
             betas=ALPHA_BETAS,
             weight_decay=config.alpha_weight_decay,
+            # Fused, the steps are counted beside the parameters in any case; a capture asks for it.
+            capturable=True,
         )
 
     def state(self) -> dict[str, Any]:
@@ -83,9 +82,32 @@ class Bilevel:
             "alpha_optimiser": self.alpha_optimiser,
         }
 
-    def scale_backbone_rate(self, factor: float) -> None:
-        """HLS (H24): the backbone's α learn at `factor` times the rate of the branches' α."""
-        self.alpha_optimiser.param_groups[0]["lr"] = self.config.alpha_learning_rate * factor
+    def set_backbone_rate(self, rate: float) -> None:
+        """HLS (H24): the backbone's α learn at another rate than the branches' α."""
+        set_rate(self.alpha_optimiser, 0, rate)
+
+    def captured(self) -> Captured:
+        """`step`, as a CUDA graph where it is of first order, unbranched and in one process.
+
+        The mixing ratio of two branches decides what a step computes at all.
+        """
+        config = self.config
+        plain = config.second_order or config.sampling == "bilateral" or active()
+        return Captured(self.step, enabled=not plain)
+
+    def step(self, epoch: int | Tensor, *drawn: Tensor) -> dict[str, Tensor]:
+        """A step on α, then one on ω.
+
+        Args:
+            drawn: what the objective draws for the images of α, then what it draws for those of ω.
+        """
+        half = len(drawn) // 2
+        validation, training = (
+            partial(self.objective, self.supernet, part, epoch)
+            for part in (drawn[:half], drawn[half:])
+        )
+        figures = self.step_alpha(validation, training if self.config.second_order else None)
+        return figures | self.step_omega(training)
 
     def step_alpha(self, validation: Loss, training: Loss | None = None) -> dict[str, Tensor]:
         """One Adam step on α; batch statistics of these images are not recorded.
@@ -228,32 +250,31 @@ def search(
     seed_everything(seed)
     supernet, objective = _build(images, config, view_settings)
     bilevel = Bilevel(supernet.to(device), objective.to(device), config)
+    captured = bilevel.captured()
     order = generator(torch.device("cpu"), seed, ORDER)
-    random = generator(device, seed, VIEWS + STREAMS * rank())
+    draws = Draws(objective, images, seed, VIEWS)
     parts = _parts(len(images.pixels), config, seed)
     labels = None if images.labels is None else images.labels.cpu()
     alphas = AlphaLog()
 
+    def rate_of_backbone(epoch: int) -> float:
+        factor = backbone_rate(objective.ratio(epoch)) if config.heterogeneous else 1
+        return config.alpha_learning_rate * factor
+
     def start_epoch() -> Tensor:
-        if config.heterogeneous:
-            bilevel.scale_backbone_rate(backbone_rate(objective.ratio(len(loop.history))))
+        bilevel.set_backbone_rate(rate_of_backbone(loop.epoch))
         return draw_batches(parts, config.sampling, config.batch_size, order, labels)
 
     def step(batch: Tensor) -> dict[str, Tensor]:
-        batch, epoch = shard(batch).to(device), len(loop.history)
-        validation, training = (
-            partial(objective, supernet, objective.draw(images, batch[:, part], random), epoch)
-            for part in range(2)
-        )
-        figures = bilevel.step_alpha(validation, training if config.second_order else None)
-        return figures | bilevel.step_omega(training)
+        of_alpha, of_omega = draws.of(loop.batches, loop.epoch, loop.done)
+        return captured(loop.epoch, *of_alpha, *of_omega)
 
     def finish_epoch(epoch: int) -> dict[str, Any]:
         alphas.add(epoch, supernet)
         row = {"learning_rate": bilevel.descent.learning_rate, **_decisions(supernet)}
         if isinstance(objective, Bilateral):
             row["mixing_ratio"] = objective.ratio(epoch - 1)
-            row["backbone_rate"] = bilevel.alpha_optimiser.param_groups[0]["lr"]
+            row["backbone_rate"] = rate_of_backbone(epoch - 1)
         if monitor and config.knn_every and epoch % config.knn_every == 0:
             row["knn_accuracy"] = monitor(supernet)
         bilevel.descent.finish_epoch()
@@ -262,12 +283,7 @@ def search(
     loop = Loop(
         "search",
         config.epochs,
-        {
-            **bilevel.state(),
-            "alphas": alphas,
-            "order": GeneratorState(order),
-            "random": GeneratorState(random),
-        },
+        {**bilevel.state(), "alphas": alphas, "order": GeneratorState(order)},
         start_epoch,
         step,
         finish_epoch,
@@ -307,12 +323,8 @@ def _build(images: Images, config: Search, view_settings: Views) -> tuple[Supern
     in_channels = images.pixels.shape[-1]
     supernet = build_supernet(config, in_channels, images.num_classes if by_labels else None)
     if by_labels:
-        return supernet, supervised(_cross_entropy, config)
+        return supernet, supervised(losses.make_loss("ce"), config)
     return supernet, SelfSupervised(config, view_settings, supernet.out_features)
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor, epoch: int) -> Tensor:
-    return nn.functional.cross_entropy(logits, targets)
 
 
 def _parts(count: int, config: Search, seed: int) -> tuple[Tensor, Tensor]:

@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from ssnas import metrics
 from ssnas.augment import Normalise
 from ssnas.bilateral import BRANCHES, BilateralSupernet
+from ssnas.capture import Captured
 from ssnas.checkpoint import Checkpoint
 from ssnas.config import Finetune, Search, Sgd, Views
 from ssnas.datasets import Dataset
 from ssnas.descent import Descent
-from ssnas.distributed import agreed, rank, shard
+from ssnas.distributed import active, agreed
 from ssnas.errors import InputError
 from ssnas.loop import GeneratorState, Loop
 from ssnas.losses import make_loss
 from ssnas.network import Network
-from ssnas.objectives import Images, SelfSupervised, images_of, supervised
-from ssnas.runtime import STREAMS, autocast, generator
+from ssnas.objectives import Draws, Images, SelfSupervised, images_of, supervised
+from ssnas.runtime import autocast, generator
 from ssnas.sampling import draw_batches
 from ssnas.supernet import Supernet
 
@@ -204,28 +205,29 @@ def _loop(
 ) -> Loop:
     """The loop that descends on `objective` of `model` by the sampling scheme of `config`."""
     seed, order_stream, view_stream = streams
-    device, count = images.pixels.device, len(images.pixels)
+    count = len(images.pixels)
     order = generator(torch.device("cpu"), seed, order_stream)
-    random = generator(device, seed, view_stream + STREAMS * rank())
+    draws = Draws(objective, images, seed, view_stream)
     labels = None if images.labels is None else images.labels.cpu()
     batch_size = min(config.batch_size, count)
 
-    def step(batch: Tensor) -> dict[str, Tensor]:
+    def descend(epoch: int | Tensor, *drawn: Tensor) -> dict[str, Tensor]:
         set_training()
-        drawn = objective.draw(images, shard(batch).to(device)[:, 0], random)
-        loss = objective(model, drawn, len(loop.history))
+        loss = objective(model, drawn, epoch)
         descent.step(loss)
         return {"loss": loss.detach()}
+
+    # The mixing ratio decides which branches a step computes at all.
+    captured = Captured(descend, enabled=config.sampling != "bilateral" and not active())
+
+    def step(batch: Tensor) -> dict[str, Tensor]:
+        (drawn,) = draws.of(loop.batches, loop.epoch, loop.done)
+        return captured(loop.epoch, *drawn)
 
     loop = Loop(
         name,
         config.epochs,
-        {
-            **state,
-            "descent": descent,
-            "order": GeneratorState(order),
-            "random": GeneratorState(random),
-        },
+        {**state, "descent": descent, "order": GeneratorState(order)},
         lambda: draw_batches([torch.arange(count)], config.sampling, batch_size, order, labels),
         step,
         finish_epoch,

@@ -29,6 +29,7 @@ from ssnas.bilateral import BilateralSupernet
 from ssnas.checkpoint import Checkpoint
 from ssnas.config import Finetune, Search, Views
 from ssnas.datasets import Dataset, Source
+from ssnas.descent import Descent
 from ssnas.errors import InputError
 from ssnas.network import Network
 from ssnas.space import RELAXATIONS
@@ -101,15 +102,15 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, splits, train, earl
     config = replace(CONFIG, loss="focal+la", early_stop=early_stop)
     whole = train(splits, config)
     monkeypatch.setattr(loop_module, "SAVE_SECONDS", 0)
-    crop, calls = objectives.crop_and_flip, []
+    step, calls = Descent.step, []
 
     def interrupted(*arguments):
         calls.append(1)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return crop(*arguments)
+        return step(*arguments)
 
-    monkeypatch.setattr(objectives, "crop_and_flip", interrupted)
+    monkeypatch.setattr(Descent, "step", interrupted)
     with pytest.raises(KeyboardInterrupt), Checkpoint(tmp_path, {}) as checkpoint:
         train(splits, config, checkpoint=checkpoint)
     with Checkpoint(tmp_path, {}) as checkpoint:
