@@ -1,5 +1,6 @@
 """Train the derived network, from the searched weights, on the long-tailed labels."""
 
+import contextlib
 import dataclasses
 
 import torch
@@ -36,13 +37,13 @@ def finetune(run: Run) -> None:
     identity = {"parameters": description, "code": code_digest()}
     folder = places.checkpoint("rows", "finetune")
     before = places.checkpoint("rows", "pretrain")
-    with (
-        process_group(device),
-        Checkpoint(before / str(rank()), identity) as pretrained,
-        Checkpoint(folder / str(rank()), identity) as checkpoint,
-    ):
-        seconds = 0.0
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(process_group(device))
+        checkpoint = opened.enter_context(Checkpoint(folder / str(rank()), identity))
+        checkpoints, seconds = [checkpoint], 0.0
         if config.pretrain_epochs:
+            pretrained = opened.enter_context(Checkpoint(before / str(rank()), identity))
+            checkpoints.append(pretrained)
             seconds = pretrain(
                 network,
                 splits.train,
@@ -70,8 +71,8 @@ def finetune(run: Run) -> None:
         if rank() == 0:
             save_weights(places.network, network.state_dict(), description)
             _write(run, fitted, inherited, network, splits, normalise, device)
-        checkpoint.finish()
-        pretrained.finish()
+        for done in checkpoints:
+            done.finish()
 
 
 def _write(

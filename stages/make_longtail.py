@@ -1,6 +1,5 @@
 """Read the source, hold out test and validation images, and make the rest long-tailed."""
 
-import dataclasses
 from pathlib import Path
 
 from ssnas import datasets
@@ -14,9 +13,7 @@ RAW = Path("data/raw")
 
 def make_longtail(run: Run) -> None:
     data, places = run.data, Places(run.folders)
-    source = datasets.load(data.dataset, RAW, data.size, data.channels, data.bad_images)
-    if data.flip is not None:
-        source = dataclasses.replace(source, flip=data.flip)
+    source = datasets.load(data.dataset, RAW, data.size, data.channels, data.bad_images, data.flip)
     natural = data.profile == "natural"
     splits = datasets.split(
         source,

@@ -28,11 +28,11 @@ RAW = Path("data/raw")
 
 def transfer(run: Run) -> None:
     places, target = Places(run.folders), run.transfer
-    source = datasets.load(target.dataset, RAW, target.size, target.channels, target.bad_images)
+    source = datasets.load(
+        target.dataset, RAW, target.size, target.channels, target.bad_images, target.flip
+    )
     seed = run.seeds["transfers"]
     weights = _weights(run)
-    flip = source.flip if target.flip is None else target.flip
-    source = dataclasses.replace(source, flip=flip)
     cut = parts(source, target.folds, target.val_fraction, seed)
     before = finetune_description(run) if "rows" in run.folders else {}
     trained_by = dataclasses.replace(run.finetune, loss=target.loss, epochs=target.epochs)

@@ -116,6 +116,12 @@ def test_digits_are_scaled_and_not_flipped(tmp_path):
     assert found.provenance["image_size"] == [8, 8, 1]
 
 
+def test_a_flip_of_ones_own_takes_the_place_of_the_sources(tmp_path):
+    for name, own in (("digits", False), ("faces", True)):
+        found = [datasets.load(name, tmp_path, flip=flip).flip for flip in (None, False, True)]
+        assert found == [own, False, True]
+
+
 def test_faces_come_before_non_faces(tmp_path):
     found = datasets.load("faces", tmp_path)
     assert found.train.counts == [100, 100]

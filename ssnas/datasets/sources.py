@@ -56,6 +56,7 @@ def load(
     size: int | None = None,
     channels: str = "keep",
     bad_images: str = "error",
+    flip: bool | None = None,
 ) -> Source:
     """Read a source of images.
 
@@ -75,11 +76,12 @@ def load(
         resized to it (antialiased) and the centre cut out.
     channels: `keep`, `grey` or `rgb`.
     bad_images: `error`, or `skip` to leave unreadable files of a folder out, and record them.
+    flip: whether horizontal flips are allowed, or None for what is known of the source.
 
     The provenance records source, origin, sha256 (of the file, of the files of a folder, or of
     the arrays), original_counts per split, image_size (H, W, C), classes, skipped, and any note.
-    Horizontal flips are allowed (`flip`) but for digits and for images of the body's inside,
-    where left and right differ; an .npz may say so itself by a boolean array `flip`.
+    By themselves, sources allow horizontal flips but for digits and for images of the body's
+    inside, where left and right differ; an .npz may say so itself by a boolean array `flip`.
 
     Raises InputError naming the key, file or class, what was found and what is accepted.
     """
@@ -100,7 +102,8 @@ def load(
         "skipped": {"count": 0, "names": []},
         **found.notes,
     }
-    return Source(train, splits.get("val"), splits.get("test"), provenance, found.flip)
+    flip = found.flip if flip is None else flip
+    return Source(train, splits.get("val"), splits.get("test"), provenance, flip)
 
 
 def _reader(name: str) -> Callable[[str, Path, Options], _Found]:
