@@ -5,311 +5,120 @@
 See `benchmarks/README.md` for what is measured and how.
 """
 
+from __future__ import annotations
+
 import argparse
-import json
 import math
-import os
-import platform
-import resource
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
-from torch import Tensor, nn
 
-from ssnas.genotype import derive
-from ssnas.losses import barlow_twins, zero_one
-from ssnas.network import Network
-from ssnas.supernet import PlainSupernet, Supernet, frozen_statistics
+from benchmarks import measure
+from benchmarks.measure import Setting
+from benchmarks.systems import STEPS, System, make_step, systems_for
 
-SEED = 0
-NUM_CLASSES = 10
-EMBEDDING = 256
-WARM_UP = 2
 TOLERANCE = {"off": 1e-3, "bf16": 5e-2}
-"""Relative difference allowed between the two systems' losses."""
+"""Relative difference from the plain twin's losses that is allowed, by precision."""
 
 
-class PlainNetwork(Network):
-    """The derived network computed as `PlainSupernet` is: one operation at a time, contiguous."""
+def compare(what: str, peaks: dict[str, float | None], setting: Setting, repeats: int) -> dict:
+    """Losses, times and memory of all systems on the step `what`.
 
-    arrange = PlainSupernet.arrange
-    run_cell = PlainSupernet.run_cell
-
-
-class SearchStep:
-    """One first-order bilevel step: α on one batch, then ω on another.
-
-    Calling it returns (α's loss, ω's loss), both taken before their own update.
+    Args:
+        peaks: peak memory by system; one that ran out of it is left out.
     """
-
-    def __init__(self, plain: bool, args: argparse.Namespace) -> None:
-        torch.manual_seed(SEED)
-        self.plain = plain
-        self.amp = _autocast(args)
-        supernet = (PlainSupernet if plain else Supernet)(args.channels, args.cells)
-        projector = nn.Sequential(
-            nn.Linear(supernet.out_features, EMBEDDING, bias=False),
-            nn.BatchNorm1d(EMBEDDING),
-            nn.ReLU(),
-            nn.Linear(EMBEDDING, EMBEDDING),
-        )
-        self.supernet, self.projector = supernet.to(args.device), projector.to(args.device)
-        self.alphas = list(self.supernet.alphas.parameters())
-        self.weights = [*self.supernet.weights(), *self.projector.parameters()]
-        self.alpha_optimizer = torch.optim.Adam(
-            self.alphas, lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3
-        )
-        self.weight_optimizer = _sgd(self.weights)
-        self.alpha_views, self.weight_views = (
-            [_images(args) for _view in range(2)] for _batch in range(2)
-        )
-
-    def __call__(self) -> tuple[Tensor, Tensor]:
-        self._train_only(self.alphas, self.weights)
-        with frozen_statistics(self.supernet), self.amp:
-            alpha_loss = self._barlow_twins(self.alpha_views)
-            architecture = torch.cat(list(self.supernet.architecture().values()))
-            alpha_loss = alpha_loss + 10 * zero_one(architecture)
-        self.alpha_optimizer.zero_grad()
-        alpha_loss.backward()
-        self.alpha_optimizer.step()
-
-        self._train_only(self.weights, self.alphas)
-        with self.amp:
-            weight_loss = self._barlow_twins(self.weight_views)
-        _descend(self.weight_optimizer, self.weights, weight_loss)
-        return alpha_loss.detach(), weight_loss.detach()
-
-    def _barlow_twins(self, views: Sequence[Tensor]) -> Tensor:
-        return barlow_twins(*(self.projector(self.supernet(view)) for view in views))
-
-    def _train_only(self, trained: Sequence[Tensor], others: Sequence[Tensor]) -> None:
-        """Spare autograd the gradients nobody reads; the published codes compute them all."""
-        if self.plain:
-            return
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        for parameter in others:
-            parameter.requires_grad_(False)
-
-
-class FinetuneStep:
-    """One supervised step of the network that argmax derives from random α."""
-
-    def __init__(self, plain: bool, args: argparse.Namespace) -> None:
-        torch.manual_seed(SEED)
-        self.amp = _autocast(args)
-        architecture = Supernet(args.channels, args.cells).architecture()
-        genotype = derive({kind: weights.detach() for kind, weights in architecture.items()})
-        network = (PlainNetwork if plain else Network)(
-            genotype, args.channels, args.cells, NUM_CLASSES
-        )
-        self.network = network.to(args.device)
-        self.weights = list(self.network.parameters())
-        self.optimizer = _sgd(self.weights)
-        self.images = _images(args)
-        self.labels = torch.randint(NUM_CLASSES, (args.batch,)).to(args.device)
-
-    def __call__(self) -> tuple[Tensor]:
-        with self.amp:
-            loss = nn.functional.cross_entropy(self.network(self.images), self.labels)
-        _descend(self.optimizer, self.weights, loss)
-        return (loss.detach(),)
-
-
-STEPS = {"search": SearchStep, "finetune": FinetuneStep}
-SYSTEMS = {"fast": False, "plain": True}
-"""Each system's argument `plain`, in the order in which they take turns."""
-
-
-def _autocast(args: argparse.Namespace) -> torch.autocast:
-    return torch.autocast(
-        torch.device(args.device).type, dtype=torch.bfloat16, enabled=args.amp == "bf16"
-    )
-
-
-def _images(args: argparse.Namespace) -> Tensor:
-    return torch.randn(args.batch, 3, args.size, args.size).to(args.device)
-
-
-def _sgd(parameters: list[nn.Parameter]) -> torch.optim.SGD:
-    return torch.optim.SGD(parameters, lr=0.025, momentum=0.9, weight_decay=3e-4)
-
-
-def _descend(optimizer: torch.optim.SGD, parameters: list[nn.Parameter], loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(parameters, 5.0)
-    optimizer.step()
-
-
-def peak_megabytes(what: str, system: str, args: argparse.Namespace) -> float:
-    """Memory that two steps need at their peak; call it in a fresh process.
-
-    On a CPU it is the growth of the process beyond imports and model (10⁶ bytes); on CUDA it is
-    what the allocator handed out at most, the model included.
-    """
-    torch.set_num_threads(args.threads)
-    step = STEPS[what](SYSTEMS[system], args)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(2):
-        step()
-    if torch.device(args.device).type == "cuda":
-        return torch.cuda.max_memory_allocated(args.device) / 1e6
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return grown * (1 if sys.platform == "darwin" else 1024) / 1e6
-
-
-def in_fresh_process(function: Callable, *arguments):
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def compare(what: str, peaks: dict[str, float], args: argparse.Namespace) -> dict:
-    """Losses and times of both systems on the step `what`, with their peak memory."""
-    steps = {name: STEPS[what](plain, args) for name, plain in SYSTEMS.items()}
-    losses = {name: [loss.item() for loss in step()] for name, step in steps.items()}
-    agree = all(
-        math.isclose(fast, plain, rel_tol=TOLERANCE[args.amp])
-        for fast, plain in zip(losses["fast"], losses["plain"], strict=True)
-    )
-    seconds = interleaved(steps, args)
-    figures = {
-        name: {
-            "median_ms": 1e3 * median(times),
-            "min_ms": 1e3 * min(times),
-            "images_per_second": args.batch / median(times),
-            "peak_mb": peaks[name],
-        }
-        for name, times in seconds.items()
+    device = torch.device(setting.device)
+    systems = {
+        name: system for name, system in systems_for(setting).items() if peaks[name] is not None
     }
+    steps = {name: make_step(what, system, setting) for name, system in systems.items()}
+    losses = {name: [loss.item() for loss in step()] for name, step in steps.items()}
+    seconds = measure.interleaved(steps, device, repeats)
+    found = {
+        name: measure.figures(times, setting.batch, peaks[name]) for name, times in seconds.items()
+    }
+    if setting.on_cuda:
+        for name, step in steps.items():
+            found[name] |= measure.kernel_figures(step, device, found[name]["median_ms"])
     return {
         "losses": losses,
-        "losses_agree": agree,
-        **figures,
-        "ratio": {
-            key: figures["plain"][key] / figures["fast"][key] for key in ("median_ms", "min_ms")
-        },
+        "losses_agree": _agree(losses, systems),
+        "out_of_memory": [name for name in peaks if name not in systems],
+        **found,
+        "ratio": _ratio(found),
     }
 
 
-def interleaved(
-    steps: dict[str, Callable[[], object]], args: argparse.Namespace
-) -> dict[str, list[float]]:
-    """Seconds of each repeat; the systems take turns, so that both meet the same noise."""
-    device = torch.device(args.device)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(-WARM_UP, args.repeats):
-        for name, step in steps.items():
-            _synchronize(device)
-            start = time.perf_counter()
-            step()
-            _synchronize(device)
-            if repeat >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+def _agree(losses: dict[str, list[float]], systems: dict[str, System]) -> bool:
+    """Whether every system has the losses of the plain one, or of the fast one without it."""
+    reference = losses.get("plain") or losses.get("fast", [])
+    return all(
+        math.isclose(own, expected, rel_tol=TOLERANCE[systems[name].amp])
+        for name, values in losses.items()
+        for own, expected in zip(values, reference, strict=True)
+    )
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def environment(args: argparse.Namespace) -> dict:
-    device = torch.device(args.device)
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": args.threads,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": _git("rev-parse", "--verify", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
-    }
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _git(*arguments: str) -> str | None:
-    """What git prints, or None outside a repository or before its first commit."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True
-        )
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+def _ratio(found: dict[str, dict]) -> dict[str, float]:
+    """How many times faster the fast system is than the plain one."""
+    if not {"fast", "plain"} <= found.keys():
+        return {}
+    return {key: found["plain"][key] / found["fast"][key] for key in ("median_ms", "min_ms")}
 
 
 def print_table(what: str, result: dict) -> None:
     losses = "; ".join(
-        f"{name} {', '.join(f'{loss:.6g}' for loss in result['losses'][name])}" for name in SYSTEMS
+        f"{name} {', '.join(f'{loss:.6g}' for loss in values)}"
+        for name, values in result["losses"].items()
     )
     verdict = "agree" if result["losses_agree"] else "DISAGREE"
     print(f"\n{what}: losses of the first step {verdict} ({losses})")
-    print(f"{'system':8}{'median ms':>12}{'min ms':>12}{'images/s':>12}{'peak MB':>12}{'ratio':>8}")
-    for name in SYSTEMS:
+    heads = ("median ms", "min ms", "images/s", "peak MB", "ratio", "kernels", "in kernels")
+    print(f"{'system':28}" + "".join(f"{head:>12}" for head in heads))
+    plain = result.get("plain")
+    for name in result["losses"]:
         row = result[name]
-        ratio = result["ratio"]["median_ms"] if name == "fast" else 1.0
-        print(
-            f"{name:8}{row['median_ms']:12.1f}{row['min_ms']:12.1f}"
-            f"{row['images_per_second']:12.1f}{row['peak_mb']:12.1f}{ratio:8.2f}"
-        )
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
-    parser.add_argument("--what", choices=[*STEPS, "both"], default="both")
-    parser.add_argument("--channels", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--cells", type=int, default=3)
-    parser.add_argument("--size", type=int, default=32, help="height and width of the images")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--amp", choices=list(TOLERANCE), default="off")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    args = parser.parse_args(argv)
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    return args
+        cells = [
+            *(f"{row[key]:.1f}" for key in ("median_ms", "min_ms", "images_per_second", "peak_mb")),
+            f"{plain['median_ms'] / row['median_ms']:.2f}" if plain else "",
+            f"{row['kernels']:.0f}" if "kernels" in row else "",
+            f"{row['kernel_share']:.0%}" if "kernel_share" in row else "",
+        ]
+        print(f"{name:28}" + "".join(f"{cell:>12}" for cell in cells))
+    for name in result["out_of_memory"]:
+        print(f"{name:28}out of memory")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 1 if the two systems' losses differ: then the times compare nothing."""
-    args = parse(argv)
-    torch.set_num_threads(args.threads)
+    """Exit status 1 if the systems' losses differ: then the times compare nothing."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
+    parser.add_argument("--what", choices=[*STEPS, "both"], default="both")
+    measure.add_arguments(parser)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    args = parser.parse_args(argv)
+    setting = measure.setting_of(args)
     whats = list(STEPS) if args.what == "both" else [args.what]
-    settings = {
-        key: getattr(args, key) for key in ("channels", "batch", "cells", "size", "repeats", "amp")
-    }
-    report = {"environment": environment(args), "settings": settings}
-    # Memory first: on Linux, a child's ru_maxrss starts from its parent's size.
+    report = measure.report("step", setting, args.repeats)
+    # Memory first, while this process is small: a new one may start from its size.
     peaks = {
-        what: {name: in_fresh_process(peak_megabytes, what, name, args) for name in SYSTEMS}
+        what: {
+            name: measure.in_fresh_process(
+                measure.peak_megabytes, partial(make_step, what, system, setting), setting
+            )
+            for name, system in systems_for(setting).items()
+        }
         for what in whats
     }
-    report["results"] = {what: compare(what, peaks[what], args) for what in whats}
+    report["results"] = {}
     for what in whats:
+        report["results"][what] = compare(what, peaks[what], setting, args.repeats)
         print_table(what, report["results"][what])
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=2) + "\n")
+        measure.write_json(args.out, report)
     return int(not all(result["losses_agree"] for result in report["results"].values()))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(measure.run_or_refuse(main))
