@@ -39,9 +39,8 @@ class Cell(nn.Module):
 
     - operations of one kind on edges that leave one state read the same tensor, so they are
       computed side by side as one wide operation (`operations.Rectified.abreast`), and its
-      poolings with their (parameter-free) batch norm are computed once and weighted per edge;
-    - the weight of a convolution goes into its last batch norm, and all kinds are added up while
-      they are normalised (`norms.normalised_sum`);
+      poolings once;
+    - all kinds are normalised, weighted and added up in one pass (`norms.normalised_sum`);
     - sums accumulate in place, so no term outlives its addition;
     - the shuffle is linear, so it is applied to the sum over a node's edges.
 
@@ -189,23 +188,23 @@ class Cell(nn.Module):
     ) -> None:
         """Add w_o o(x_i) to the nodes, for all operations on all edges that leave state i."""
         source = Source(state)
-        wide: dict[tuple[int, ...], list[Term]] = {}
+        terms: dict[tuple[int, ...], list[Term]] = {}
         for name, edges in self._kinds[start].items():
             ops = [self.edges[str(edge)][name] for edge in edges]
-            own = None
+            if isinstance(ops[0], Zero):
+                continue
+            scale = None
             if scales is not None:
-                own = [scales[edge][self._column(edge, name)] for edge in edges]
+                scale = torch.stack([scales[edge][self._column(edge, name)] for edge in edges])
             if isinstance(ops[0], Rectified):
-                norms, scale = [op.norm for op in ops], None if own is None else torch.stack(own)
-                term = Term(norms, ops[0].abreast(ops, source), scale)
-                wide.setdefault(edges, []).append(term)
-            elif not isinstance(ops[0], Zero):
-                value = Pool.shared(ops, state) if isinstance(ops[0], Pool) else state
-                for edge, scale in zip(edges, own or [None] * len(edges), strict=True):
-                    node = EDGES[edge][1] - NUM_INPUTS
-                    sums[node] = _accumulate(sums[node], value, scale)
-        for edges, terms in wide.items():
-            parts = normalised_sum(terms).chunk(len(edges), dim=1)
+                term = Term(ops[0].abreast(ops, source), [op.norm for op in ops], scale)
+            elif isinstance(ops[0], Pool):
+                term = Term(ops[0].pool(state), [op.norm for op in ops], scale)
+            else:
+                term = Term(state, None, scale)
+            terms.setdefault(edges, []).append(term)
+        for edges, own in terms.items():
+            parts = normalised_sum(own, len(edges) * self._seen).chunk(len(edges), dim=1)
             for edge, part in zip(edges, parts, strict=True):
                 node = EDGES[edge][1] - NUM_INPUTS
                 sums[node] = _accumulate(sums[node], part, None)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ssnas.norms import Norm, record_statistics
+from ssnas.norms import Norm
 from ssnas.separable import Source, separable
 from ssnas.space import OPS
 
@@ -171,16 +171,6 @@ class Pool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.pool(x))
-
-    @staticmethod
-    def shared(ops: Sequence[Pool], x: Tensor) -> Tensor:
-        """The result of each of `ops`, equal but for their modules; all record the statistics."""
-        result, norm = ops[0](x), ops[0].norm
-        if norm.training and norm.track_running_stats:
-            others = [op.norm for op in ops[1:]]
-            for other in others:
-                record_statistics([other], norm.running_mean, norm.running_var)
-        return result
 
 
 class Zero(nn.Module):

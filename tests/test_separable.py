@@ -195,9 +195,9 @@ def test_a_normalised_sum_is_the_sum_of_the_norms(monkeypatch, path, scaled, blo
     xs = [(2 * torch.randn(3, 4 * blocks, 5, 4).double() - 1).requires_grad_() for _ in sets]
     scales = [torch.randn(blocks).double().requires_grad_() if scaled else None for _ in sets]
     terms = [
-        norms.Term(ours_, x, scale) for (ours_, _), x, scale in zip(sets, xs, scales, strict=True)
+        norms.Term(x, ours_, scale) for (ours_, _), x, scale in zip(sets, xs, scales, strict=True)
     ]
-    actual = norms.normalised_sum(terms)
+    actual = norms.normalised_sum(terms, 4 * blocks)
     expected = 0
     for (_, peers), x, scale in zip(sets, xs, scales, strict=True):
         parts = [peer(part) for peer, part in zip(peers, x.chunk(blocks, dim=1), strict=True)]
@@ -215,6 +215,55 @@ def test_a_normalised_sum_is_the_sum_of_the_norms(monkeypatch, path, scaled, blo
         torch.testing.assert_close(given, wanted, rtol=1e-9, atol=1e-10)
     for ours_, peers in sets:
         assert_same_statistics(ours_, peers)
+
+
+@pytest.mark.parametrize("path", [pytest.param("compiled", marks=compiled), "composed"])
+@pytest.mark.parametrize("mode", ["train", "eval", "frozen"])
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_terms_that_all_edges_share(monkeypatch, path, mode, scaled, blocks):
+    """A pooling with its batch norm, and an identity, beside a term for each edge."""
+    if path == "composed":
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    ours_, peers = pair(False, blocks=blocks)
+    for norm in (*ours_, *peers):
+        norm.train(mode != "eval")
+        norm.track_running_stats = mode != "frozen"
+    torch.manual_seed(3)
+    pooled, state = (torch.randn(3, 4, 5, 4).double().requires_grad_() for _ in range(2))
+    own = torch.randn(3, 4 * blocks, 5, 4).double().requires_grad_()
+    scales = [torch.randn(blocks).double().requires_grad_() if scaled else None for _ in range(2)]
+    terms = [
+        norms.Term(own),
+        norms.Term(pooled, ours_, scales[0]),
+        norms.Term(state, None, scales[1]),
+    ]
+    actual = norms.normalised_sum(terms, 4 * blocks)
+    weights = scales if scaled else [torch.ones(blocks).double()] * 2
+    parts = [weights[0][e] * peers[e](pooled) + weights[1][e] * state for e in range(blocks)]
+    expected = own + torch.cat(parts, dim=1)
+    direction = torch.randn(expected.shape).double()
+    inputs = [own, pooled, state, *(scale for scale in scales if scaled)]
+    gradients = [torch.autograd.grad((y * direction).sum(), inputs) for y in (actual, expected)]
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
+    for given, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(given, wanted, rtol=1e-9, atol=1e-10)
+    assert_same_statistics(ours_, peers)
+
+
+@compiled
+def test_gradients_of_gradients_of_a_normalised_sum():
+    torch.manual_seed(0)
+    own, shared = torch.randn(2, 4, 3, 2).double(), torch.randn(2, 2, 3, 2).double()
+    scale, affine = torch.randn(2).double(), [Norm(2).double() for _ in range(2)]
+    pools = [Norm(2, affine=False).double() for _ in range(2)]
+
+    def summed(own, shared, scale):
+        terms = [norms.Term(own, affine), norms.Term(shared, pools, scale)]
+        return norms.normalised_sum([*terms, norms.Term(shared, None, scale)], 4)
+
+    inputs = [tensor.requires_grad_() for tensor in (own, shared, scale)]
+    assert torch.autograd.gradgradcheck(summed, inputs)
 
 
 @compiled

@@ -111,7 +111,7 @@ def test_operations_abreast_are_each_as_defined(op, stride, size, mode):
     twins = copy.deepcopy(modules)
     x, scale = normal(3, 4, *size).requires_grad_(), normal(3).requires_grad_()
     abreast = modules[0].abreast(modules, Source(x))
-    actual = normalised_sum([Term([module.norm for module in modules], abreast, scale)])
+    actual = normalised_sum([Term(abreast, [module.norm for module in modules], scale)], 12)
     expected = torch.cat([s * twin(x) for s, twin in zip(scale, twins, strict=True)], dim=1)
     direction = normal(*expected.shape)
     assert_equal(actual, expected)

@@ -19,7 +19,14 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-march=native",
+    "-fopenmp",
+    "-shared",
+    "-fPIC",
+)
 NAMES = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -101,7 +108,7 @@ def call(function: str, dtype: torch.dtype, *arguments) -> None:
         function: its name, without the type.
         dtype: of the tensors.
         arguments: sizes, tensors (dense, in the layout that the function expects), lists of
-            tensors, and None for what it shall not read or write.
+            either, and None for what it shall not read or write.
     """
     getattr(library(), f"{function}_{NAMES[dtype]}")(*map(_converted, arguments))
 
@@ -110,6 +117,8 @@ def _converted(argument):
     match argument:
         case Tensor():
             return ctypes.c_void_p(argument.data_ptr())
+        case [int(), *_]:
+            return (ctypes.c_long * len(argument))(*argument)
         case list():
             return (ctypes.c_void_p * len(argument))(*(tensor.data_ptr() for tensor in argument))
         case int():

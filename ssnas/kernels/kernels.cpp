@@ -7,8 +7,10 @@
 // no conditions.
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <omp.h>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -348,33 +350,47 @@ void backward(const Shape &s, const Input<T> &input, const T *wd, const T *wp, c
     }
 }
 
+// Sums over pixels are taken in blocks of rows, whose parts are added up in double precision.
+constexpr long ROWS = 128;
+
+// sums[q · channels + c] = Σ_r visit(r, c)[q] for Q quantities of each of `channels` channels.
+template <class T, int Q, class Visit>
+std::vector<double> channel_sums(long rows, long channels, Visit visit) {
+  const long threads = omp_get_max_threads(), size = Q * channels;
+  std::vector<double> sums(threads * size, 0);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (long block = 0; block < rows; block += ROWS) {
+    double *sum = sums.data() + omp_get_thread_num() * size;
+    const long end = std::min(rows, block + ROWS);
+    long c = 0;
+    // Four vectors at once read whole lines of memory in their order.
+    auto add = [&](auto width) {
+      T part[Q][4 * LANES<T>] = {};
+      for (long r = block; r < end; r++)
+        for (long lane = 0; lane < width; lane++) {
+          const auto values = visit(r, c + lane);
+          for (int q = 0; q < Q; q++) part[q][lane] += values[q];
+        }
+      for (int q = 0; q < Q; q++)
+        for (long lane = 0; lane < width; lane++) sum[q * channels + c + lane] += part[q][lane];
+      c += width;
+    };
+    while (c + 4 * LANES<T> <= channels) add(std::integral_constant<long, 4 * LANES<T>>());
+    while (c + LANES<T> <= channels) add(std::integral_constant<long, LANES<T>>());
+    if (c < channels) add(channels - c);
+  }
+  for (long t = 1; t < threads; t++)
+    for (long i = 0; i < size; i++) sums[i] += sums[t * size + i];
+  return sums;
+}
+
 // Mean and biased variance of each channel of `rows` pixels.
 template <class T> void moments(long rows, long channels, const T *x, T *mean, T *var) {
   // Sums of differences from the first pixel lose no digits to a mean far from zero.
-  constexpr long BLOCK = 64;
-  const long threads = omp_get_max_threads();
-  std::vector<double> sums(threads * 2 * channels, 0);
-#pragma omp parallel num_threads(threads)
-  {
-    std::vector<T> part(2 * channels);
-    double *sum = sums.data() + omp_get_thread_num() * 2 * channels;
-#pragma omp for schedule(static)
-    for (long block = 0; block < rows; block += BLOCK) {
-      std::fill(part.begin(), part.end(), T(0));
-      T *first = part.data(), *second = first + channels;
-      for (long r = block; r < std::min(rows, block + BLOCK); r++) {
-        const T *line = x + r * channels;
-        for (long c = 0; c < channels; c++) {
-          const T value = line[c] - x[c];
-          first[c] += value;
-          second[c] += value * value;
-        }
-      }
-      for (long c = 0; c < 2 * channels; c++) sum[c] += part[c];
-    }
-  }
-  for (long t = 1; t < threads; t++)
-    for (long c = 0; c < 2 * channels; c++) sums[c] += sums[t * 2 * channels + c];
+  const auto sums = channel_sums<T, 2>(rows, channels, [=](long r, long c) {
+    const T value = x[r * channels + c] - x[c];
+    return std::array<T, 2>{value, value * value};
+  });
   for (long c = 0; c < channels; c++) {
     const double shift = sums[c] / rows;
     mean[c] = T(x[c] + shift);
@@ -382,17 +398,66 @@ template <class T> void moments(long rows, long channels, const T *x, T *mean, T
   }
 }
 
-// total = offset + Σ_k factors[k] · terms[k], factors and offset by channel.
+// total = offset + Σ_k factors[k] · terms[k], factors and offset by channel. A term has a channel
+// for each of the total's, or widths[k] channels, which are repeated.
 template <class T>
-void weighted_sum(long count, long rows, long channels, const T *const *terms,
+void weighted_sum(long count, long rows, long channels, const long *widths, const T *const *terms,
                   const T *const *factors, const T *offset, T *total) {
 #pragma omp parallel for schedule(static)
   for (long r = 0; r < rows; r++) {
     T *to = total + r * channels;
     std::copy(offset, offset + channels, to);
     for (long k = 0; k < count; k++) {
-      const T *from = terms[k] + r * channels, *factor = factors[k];
-      for (long c = 0; c < channels; c++) to[c] += factor[c] * from[c];
+      const long width = widths[k];
+      const T *from = terms[k] + r * width;
+      for (long block = 0; block < channels; block += width) {
+        const T *factor = factors[k] + block;
+        for (long c = 0; c < width; c++) to[block + c] += factor[c] * from[c];
+      }
+    }
+  }
+}
+
+// Gradients of E copies of a batch norm, weight · x̂ + bias with x̂ = (x − mean) · scale and
+// scale = 1 / std, each with a weight and bias of its own:
+//   ∂bias_e = Σ g_e,  ∂weight_e = Σ g_e x̂,
+//   ∂x = scale · Σ_e weight_e · (g_e − ∂bias_e / rows − x̂ ∂weight_e / rows),
+// or of weight · x alone, without the mean and scale of statistics.
+template <class T>
+void norm_backward(long rows, long channels, long copies, const T *g, const T *x, const T *mean,
+                   const T *scale, const T *weight, T *of_x, T *of_weight, T *of_bias) {
+  const long wide = copies * channels;
+  std::vector<T> centre(channels, T(0)), times_g(wide), times_x(channels, T(0)),
+      constant(channels, T(0));
+  if (mean) std::copy(mean, mean + channels, centre.begin());
+  const T *middle = centre.data();
+  for (long e = 0; e < copies; e++) {
+    const T *own = g + e * channels;
+    const auto sums = channel_sums<T, 2>(rows, channels, [=](long r, long c) {
+      const T given = own[r * wide + c];
+      return std::array<T, 2>{given, given * (x[r * channels + c] - middle[c])};
+    });
+    for (long c = 0; c < channels; c++) {
+      const long at = e * channels + c;
+      const double deviation = scale ? scale[c] : T(1), slope = sums[channels + c] * deviation;
+      const double factor = (weight ? double(weight[at]) : 1.0) * deviation;
+      of_bias[at] = T(sums[c]);
+      of_weight[at] = T(slope);
+      times_g[at] = T(factor);
+      if (!mean) continue;
+      times_x[c] -= T(factor * deviation * slope / rows);
+      constant[c] -= T(factor * sums[c] / rows);
+    }
+  }
+  if (!of_x) return;
+#pragma omp parallel for schedule(static)
+  for (long r = 0; r < rows; r++) {
+    const T *own = x + r * channels;
+    T *to = of_x + r * channels;
+    for (long c = 0; c < channels; c++) to[c] = times_x[c] * (own[c] - middle[c]) + constant[c];
+    for (long e = 0; e < copies; e++) {
+      const T *given = g + r * wide + e * channels, *factor = times_g.data() + e * channels;
+      for (long c = 0; c < channels; c++) to[c] += factor[c] * given[c];
     }
   }
 }
@@ -426,9 +491,15 @@ void backward_any(const Shape *s, const T *x, const T *factor, const T *offset, 
   extern "C" void moments_##T(long rows, long channels, const T *x, T *mean, T *var) {             \
     moments(rows, channels, x, mean, var);                                                         \
   }                                                                                                \
-  extern "C" void weighted_sum_##T(long count, long rows, long channels, const T *const *terms,    \
-                                   const T *const *factors, const T *offset, T *total) {           \
-    weighted_sum(count, rows, channels, terms, factors, offset, total);                            \
+  extern "C" void weighted_sum_##T(long count, long rows, long channels, const long *widths,       \
+                                   const T *const *terms, const T *const *factors,                 \
+                                   const T *offset, T *total) {                                    \
+    weighted_sum(count, rows, channels, widths, terms, factors, offset, total);                    \
+  }                                                                                                \
+  extern "C" void norm_backward_##T(long rows, long channels, long copies, const T *g, const T *x, \
+                                    const T *mean, const T *scale, const T *weight, T *of_x,       \
+                                    T *of_weight, T *of_bias) {                                    \
+    norm_backward(rows, channels, copies, g, x, mean, scale, weight, of_x, of_weight, of_bias);    \
   }
 
 EXPORT(float)
