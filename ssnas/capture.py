@@ -6,6 +6,7 @@ holds all of them, with the addresses that they read and write.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,8 @@ class Captured:
     they keep. The next one records the kernels, which executes none of them; it and every later
     call copy their inputs to where the graph reads, and replay it. On other devices every call
     is a plain one. Either way a call does the function's work exactly once.
+
+    `SSNAS_GRAPHS=0` in the environment makes all calls plain ones.
 
     Python runs while recording and never again. Hence the function must
 
@@ -60,7 +63,7 @@ class Captured:
 
     @staticmethod
     def _recordable(inputs: tuple[Tensor | int, ...]) -> bool:
-        return _device(inputs).type == "cuda"
+        return _device(inputs).type == "cuda" and os.environ.get("SSNAS_GRAPHS") != "0"
 
     def _warm_up(self, inputs: tuple[Tensor | int, ...]) -> dict[str, Tensor]:
         """One call on a stream of its own: autograd would tie later ones to the default stream."""

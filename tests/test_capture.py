@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ssnas import kernels, losses, objectives, search, train
+from ssnas import capture, kernels, losses, objectives, search, train
 from ssnas import loop as loop_module
 from ssnas.augment import Normalise
 from ssnas.capture import WARM_UP, Captured
@@ -277,6 +277,14 @@ def test_inputs_of_another_shape_are_refused():
         captured(torch.zeros(3))
     with pytest.raises(ValueError, match=r"shape \(3,\); found \(1,\)"):
         captured(torch.zeros(1))
+
+
+def test_the_environment_switches_graphs_off(monkeypatch):
+    elsewhere = torch.empty(2, device="meta")
+    monkeypatch.setattr(capture, "_device", lambda inputs: torch.device("cuda"))
+    assert capture.Captured._recordable((elsewhere,))
+    monkeypatch.setenv("SSNAS_GRAPHS", "0")
+    assert not capture.Captured._recordable((elsewhere,))
 
 
 def test_a_disabled_one_is_never_recorded():
