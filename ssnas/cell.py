@@ -99,6 +99,7 @@ class Cell(nn.Module):
             ]
             for start in starts
         ]
+        self._ops = {edge: tuple(ops[edge]) for edge in range(len(EDGES)) if ops.get(edge)}
         self._kinds = [_edges_by_operation(self._leaving[start], ops) for start in starts]
 
     def _stride(self, source: int) -> int:
@@ -195,7 +196,7 @@ class Cell(nn.Module):
                 continue
             scale = None
             if scales is not None:
-                scale = torch.stack([scales[edge][self._column(edge, name)] for edge in edges])
+                scale = torch.stack([scales[edge][self._ops[edge].index(name)] for edge in edges])
             if isinstance(ops[0], Rectified):
                 term = Term(ops[0].abreast(ops, source), [op.norm for op in ops], scale)
             elif isinstance(ops[0], Pool):
@@ -208,9 +209,6 @@ class Cell(nn.Module):
             for edge, part in zip(edges, parts, strict=True):
                 node = EDGES[edge][1] - NUM_INPUTS
                 sums[node] = _accumulate(sums[node], part, None)
-
-    def _column(self, edge: int, name: str) -> int:
-        return list(self.edges[str(edge)]).index(name)
 
 
 def _edges_by_operation(

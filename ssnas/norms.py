@@ -36,33 +36,28 @@ def batch_norm(norms: Sequence[nn.BatchNorm2d], x: Tensor, scale: Tensor | None 
         ValueError: for affine norms with a scale.
     """
     first = norms[0]
+    weight, bias = affine_of(norms, scale)
+    if first.training and active():
+        result, *batch = _synchronised(x, weight, bias, first.eps)
+        record_batch(norms, *batch)
+        return result
     recording = first.training and first.track_running_stats
     mean = var = None
     if recording or not first.training:
         mean = joined([norm.running_mean for norm in norms])
         var = joined([norm.running_var for norm in norms])
-    weight, bias = affine_of(norms, scale)
-    if first.training and active():
-        result = _synchronised(x, mean, var, weight, bias, first.momentum, first.eps)
-    else:
-        result = nn.functional.batch_norm(
-            x, mean, var, weight, bias, first.training, first.momentum, first.eps
-        )
+    result = nn.functional.batch_norm(
+        x, mean, var, weight, bias, first.training, first.momentum, first.eps
+    )
     if recording:
         record_statistics(norms, mean, var)
     return result
 
 
 def _synchronised(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    """`torch.nn.functional.batch_norm` in training, over the parts of all processes.
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Batch norm in training over the parts of all processes, with what `record_batch` records.
 
     Mean and variance of W equal parts follow from those of each without loss of digits (Chan,
     Golub and LeVeque 1979): mean = (1/W) Σ mean_r, var = (1/W) Σ (var_r + (mean_r − mean)²).
@@ -73,14 +68,10 @@ def _synchronised(
     var, mean = torch.var_mean(x, [dim for dim in range(x.ndim) if dim != 1], correction=0)
     means, variances = gather(torch.stack([mean, var])[None]).unbind(1)
     mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
-    if running_mean is not None:
-        count = len(means) * x.numel() / x.shape[1]
-        running_mean.lerp_(mean.detach(), momentum)
-        running_var.lerp_(var.detach() * (count / (count - 1)), momentum)
-    factor = (var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt()
-    offset = -mean * factor if bias is None else bias - mean * factor
+    factor, offset = factors(mean, var, eps, weight, bias)
     shape = (-1, *[1] * (x.ndim - 2))
-    return (x * factor.view(shape) + offset.view(shape)).to(given)
+    result = (x * factor.view(shape) + offset.view(shape)).to(given)
+    return result, mean, var, len(means) * x.numel() // x.shape[1]
 
 
 def affine_of(
@@ -302,7 +293,9 @@ class _NormalisedSum(torch.autograd.Function):
         saved = ctx.saved_tensors
         tensors, statistics = saved[: 3 * count], saved[3 * count :]
         if torch.is_grad_enabled():
-            return None, None, *_differentiable_gradients(ctx, tensors, gradient)
+            total = _by_definition(ctx.wide, ctx.eps, tensors)
+            found = kernels.differentiable_gradients(total, tensors, needs, gradient)
+            return None, None, *found
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         found: list[Tensor | None] = [None] * (3 * count)
         for k, eps in enumerate(ctx.eps):
@@ -314,19 +307,16 @@ class _NormalisedSum(torch.autograd.Function):
         return None, None, *found
 
 
-def _differentiable_gradients(
-    ctx, tensors: Sequence[Tensor | None], gradient: Tensor
-) -> list[Tensor | None]:
-    """By PyTorch's functions, for gradients of gradients."""
-    count, needs = len(ctx.eps), ctx.needs_input_grad[2:]
+def _by_definition(
+    wide: int, eps: Sequence[float | None], tensors: Sequence[Tensor | None]
+) -> Tensor:
+    """`_NormalisedSum` by PyTorch's functions."""
     total = 0
-    for k, eps in enumerate(ctx.eps):
-        x, weight, bias = tensors[k::count]
-        if eps is not None:
-            x = nn.functional.batch_norm(x, None, None, training=True, eps=eps)
-        x = torch.cat([x] * (ctx.wide // x.shape[1]), dim=1)
+    for k, own in enumerate(eps):
+        x, weight, bias = tensors[k :: len(eps)]
+        if own is not None:
+            x = nn.functional.batch_norm(x, None, None, training=True, eps=own)
+        x = torch.cat([x] * (wide // x.shape[1]), dim=1)
         x = x if weight is None else x * weight[:, None, None]
         total = total + (x if bias is None else x + bias[:, None, None])
-    inputs = [tensor for tensor, needed in zip(tensors, needs, strict=True) if needed]
-    found = iter(torch.autograd.grad(total, inputs, gradient, create_graph=True))
-    return [next(found) if needed else None for needed in needs]
+    return total

@@ -83,13 +83,16 @@ def separable(
     how = _How(source.blocks, len(depthwise), stride, dilation)
     if not kernels.usable(source.x) or source.x.dtype != first.dtype:
         return _composed(source.rectified(how.count), first, second, how)
+    # Autograd follows these copies; made within the functions below, it would not.
+    both = first.contiguous(), second.contiguous()
     norms = source.norms
     if norms is None or not in_passing(norms, source.x):
-        return _Separable.apply(source.state, first, second, how)
-    weight, bias = affine_of(norms)
+        x = source.state.contiguous(memory_format=torch.channels_last)
+        return _Separable.apply(x, *both, how)
+    x = source.x.contiguous(memory_format=torch.channels_last)
     how = replace(how, eps=norms[0].eps)
-    y, mean, var = _NormalisedSeparable.apply(source.x, weight, bias, first, second, how)
-    record_batch(norms, mean, var, source.x.numel() // source.x.shape[1])
+    y, mean, var = _NormalisedSeparable.apply(x, *affine_of(norms), *both, how)
+    record_batch(norms, mean, var, x.numel() // x.shape[1])
     return y
 
 
@@ -123,35 +126,25 @@ def _shape(x: Tensor, depthwise: Tensor, how: _How) -> kernels.Shape:
     )
 
 
-def _forward(
-    x: Tensor,
-    factor: Tensor | None,
-    offset: Tensor | None,
-    depthwise: Tensor,
-    pointwise: Tensor,
-    how: _How,
-) -> Tensor:
+_Inputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]
+"""x, the factor and offset of its channels or None, the depthwise and the pointwise kernels."""
+
+
+def _forward(inputs: _Inputs, how: _How) -> Tensor:
     """`separable` of factor · x + offset."""
+    x, _, _, depthwise, _ = inputs
     n, _, height, width = x.shape
     size = (n, len(depthwise), (height - 1) // how.stride + 1, (width - 1) // how.stride + 1)
     y = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
-    shape = _shape(x, depthwise, how)
-    kernels.call("forward", x.dtype, shape, x, factor, offset, depthwise, pointwise, y)
+    kernels.call("forward", x.dtype, _shape(x, depthwise, how), *inputs, y)
     return y
 
 
 def _backward(
-    gradient: Tensor,
-    x: Tensor,
-    factor: Tensor | None,
-    offset: Tensor | None,
-    depthwise: Tensor,
-    pointwise: Tensor,
-    how: _How,
-    of_x: bool,
-    of_kernels: bool,
+    gradient: Tensor, inputs: _Inputs, how: _How, of_x: bool, of_kernels: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients for factor · x + offset, the depthwise and the pointwise kernels."""
+    x, _, _, depthwise, pointwise = inputs
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     shape, found = _shape(x, depthwise, how), [None, None, None]
     if of_x:
@@ -159,35 +152,32 @@ def _backward(
         found[0] = torch.empty_like(x) if shape.step == 1 else torch.zeros_like(x)
     if of_kernels:
         found[1:] = torch.empty_like(depthwise), torch.empty_like(pointwise)
-    inputs = (x, factor, offset, depthwise, pointwise, gradient)
-    kernels.call("backward", x.dtype, shape, *inputs, *found)
+    kernels.call("backward", x.dtype, shape, *inputs, gradient, *found)
     return tuple(found)
 
 
 class _Separable(torch.autograd.Function):
-    """`separable` by the compiled kernels."""
+    """`separable` by the compiled kernels, of dense tensors."""
 
     @staticmethod
     def forward(ctx, x: Tensor, depthwise: Tensor, pointwise: Tensor, how: _How) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
         ctx.save_for_backward(x, depthwise, pointwise)
         ctx.how = how
-        return _forward(x, None, None, depthwise.contiguous(), pointwise.contiguous(), how)
+        return _forward((x, None, None, depthwise, pointwise), how)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad
+        needs, saved = ctx.needs_input_grad, ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *_differentiable(_by_definition, ctx, gradient), None
-        x, depthwise, pointwise = ctx.saved_tensors
-        return *_backward(
-            *(gradient, x, None, None, depthwise.contiguous(), pointwise.contiguous(), ctx.how),
-            *(needs[0], needs[1] or needs[2]),
-        ), None
+            y = _by_definition(ctx.how, *saved)
+            return *kernels.differentiable_gradients(y, saved, needs[:3], gradient), None
+        x, depthwise, pointwise = saved
+        inputs = (x, None, None, depthwise, pointwise)
+        return *_backward(gradient, inputs, ctx.how, needs[0], needs[1] or needs[2]), None
 
 
 class _NormalisedSeparable(torch.autograd.Function):
-    """`separable` of a batch norm of x; also returns the norm's mean and variance."""
+    """`separable` of a batch norm of x, dense; also returns the norm's mean and variance."""
 
     @staticmethod
     def forward(
@@ -199,24 +189,26 @@ class _NormalisedSeparable(torch.autograd.Function):
         pointwise: Tensor,
         how: _How,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x = x.contiguous(memory_format=torch.channels_last)
         mean, var = moments(x)
-        factor, offset = factors(mean, var, how.eps, weight, bias)
-        depthwise, pointwise = depthwise.contiguous(), pointwise.contiguous()
-        ctx.save_for_backward(x, weight, bias, depthwise, pointwise, mean, var, factor, offset)
+        applied = factors(mean, var, how.eps, weight, bias)
+        ctx.save_for_backward(x, weight, bias, depthwise, pointwise, mean, var, *applied)
         ctx.how = how
         ctx.mark_non_differentiable(mean, var)
-        return _forward(x, factor, offset, depthwise, pointwise, how), mean, var
+        return _forward((x, *applied, depthwise, pointwise), how), mean, var
 
     @staticmethod
     def backward(ctx, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad
+        needs, saved = ctx.needs_input_grad, ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *_differentiable(_normalised_by_definition, ctx, gradient), None
-        x, weight, _, depthwise, pointwise, mean, var, *applied = ctx.saved_tensors
+            y = _normalised_by_definition(ctx.how, *saved[:5])
+            return *kernels.differentiable_gradients(y, saved[:5], needs[:5], gradient), None
+        x, weight, _, depthwise, pointwise, mean, var, *applied = saved
         of_norm, *of_kernels = _backward(
-            *(gradient, x, *applied, depthwise, pointwise, ctx.how),
-            *(any(needs[:3]), needs[3] or needs[4]),
+            gradient,
+            (x, *applied, depthwise, pointwise),
+            ctx.how,
+            any(needs[:3]),
+            needs[3] or needs[4],
         )
         of_input = [None] * 3
         if of_norm is not None:
@@ -233,13 +225,3 @@ def _normalised_by_definition(
 ) -> Tensor:
     state = nn.functional.batch_norm(x, None, None, weight, bias, training=True, eps=how.eps)
     return _by_definition(how, state, *both)
-
-
-def _differentiable(function, ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of `function` that have gradients themselves, by PyTorch's functions."""
-    needs = ctx.needs_input_grad[:-1]
-    saved = ctx.saved_tensors[: len(needs)]
-    inputs = [tensor for tensor, needed in zip(saved, needs, strict=True) if needed]
-    y = function(ctx.how, *saved)
-    found = iter(torch.autograd.grad(y, inputs, gradient, create_graph=True))
-    return tuple(next(found) if needed else None for needed in needs)

@@ -129,6 +129,20 @@ def test_gradients_of_gradients():
 
 
 @compiled
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_gradients_of_gradients_of_contiguous_images(blocks):
+    """The kernels read a channels-last copy, through which autograd must find the images."""
+    x, *kernels_ = problem(2, 2, blocks, 3, (3, 4))
+    x = x.detach().contiguous().requires_grad_()
+    before = None if blocks == 1 else [Norm(2, affine=False).double() for _ in range(2)]
+
+    def convolved(x, *kernels_):
+        return separable(Source(x, blocks, before), kernels_[:2], kernels_[2:], 1, 1)
+
+    assert torch.autograd.gradgradcheck(convolved, [x, *kernels_])
+
+
+@compiled
 def test_gradients_of_gradients_behind_a_batch_norm():
     x, *kernels_ = problem(2, 2, 2, 3, (3, 4))
     affine = [Norm(2).double() for _ in range(2)]

@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,14 +20,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = (
-    "-std=c++20",
-    "-O3",
-    "-march=native",
-    "-fopenmp",
-    "-shared",
-    "-fPIC",
-)
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 NAMES = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -126,3 +120,18 @@ def _converted(argument):
         case Shape():
             return ctypes.byref(argument)
     return ctypes.c_void_p(None)
+
+
+def differentiable_gradients(
+    y: Tensor, tensors: Sequence[Tensor | None], needed: Sequence[bool], gradient: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients that have gradients themselves, which those of the kernels have not.
+
+    Args:
+        y: what the kernels computed, computed again by PyTorch's functions of `tensors`.
+        needed: for each of `tensors` whether its gradient is.
+        gradient: for y.
+    """
+    inputs = [tensor for tensor, wanted in zip(tensors, needed, strict=True) if wanted]
+    found = iter(torch.autograd.grad(y, inputs, gradient, create_graph=True))
+    return tuple(next(found) if wanted else None for wanted in needed)
