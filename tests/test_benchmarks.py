@@ -244,7 +244,9 @@ def test_compare_warns_of_other_machines(tmp_path, capsys):
     assert "results.search.fast.median_ms" in printed.out and "1.000" in printed.out
 
 
-def test_profile_of_both_steps(tmp_path):
+def test_profile_of_both_steps(tmp_path, monkeypatch):
+    # Which operators are among the slowest is a matter of time.
+    monkeypatch.setattr(profile, "ROWS", 1000)
     out = tmp_path / "profile.txt"
     assert profile.main([*OPTIONS, "--out", str(out)]) == 0
     text = out.read_text()
