@@ -8,18 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from ssnas.errors import InputError
-from ssnas.norms import Term, normalised_sum
+from ssnas.mixed import Term, accumulate, add_mixed, project
 from ssnas.operations import (
     ConvNorm,
     FactorizedReduce,
-    Pool,
-    Rectified,
     Zero,
     build,
     bypass,
     channel_shuffle,
 )
-from ssnas.separable import Source
 from ssnas.space import EDGES, NUM_INPUTS, NUM_NODES, NUM_STATES
 
 
@@ -38,10 +35,8 @@ class Cell(nn.Module):
     `forward` equals `forward_by_definition`, term by term, and does less work in fewer kernels:
 
     - operations of one kind on edges that leave one state read the same tensor, so they are
-      computed side by side as one wide operation (`operations.Rectified.abreast`), and its
-      poolings once;
-    - all kinds are normalised, weighted and added up in one pass (`norms.normalised_sum`);
-    - sums accumulate in place, so no term outlives its addition;
+      computed side by side as one wide operation, and its poolings once;
+    - all kinds are normalised, weighted and added to the nodes together (`mixed.add_mixed`);
     - the shuffle is linear, so it is applied to the sum over a node's edges.
 
     Args:
@@ -152,7 +147,7 @@ class Cell(nn.Module):
         Returns:
             (N, 4 C, H', W'), H' = H of `s1`, halved (rounded up) in a reduction cell.
         """
-        states = [self._enter(s0), self.preprocess1(s1)]
+        states = [_adapted(self.preprocess0, s0), _adapted(self.preprocess1, s1)]
         scales = None if weights is None else [row.unbind() for row in weights.unbind()]
         sums: list[Tensor | None] = [None] * NUM_NODES
         bypassed: list[Tensor | None] = [None] * NUM_NODES
@@ -163,8 +158,9 @@ class Cell(nn.Module):
                 seen = seen.contiguous(memory_format=torch.channels_last)
                 for edge, node in leaving:
                     scale = None if weights is None else weights[edge].sum()
-                    bypassed[node] = _accumulate(bypassed[node], other, scale)
-            self._add_terms(sums, start, seen, scales)
+                    bypassed[node] = accumulate(bypassed[node], other, scale)
+            terms, own = self._terms(start, scales)
+            sums = add_mixed(sums, seen, terms, own)
             node = start + 1 - NUM_INPUTS
             if node >= 0:
                 if sums[node] is None:
@@ -175,40 +171,27 @@ class Cell(nn.Module):
                 states.append(sums[node])
         return _Concatenate.apply(*states[NUM_INPUTS:])
 
-    def _enter(self, s0: Tensor) -> Tensor:
-        if isinstance(self.preprocess0, FactorizedReduce):
-            return self.preprocess0.norm(self.preprocess0.abreast([self.preprocess0], Source(s0)))
-        return self.preprocess0(s0)
-
-    def _add_terms(
-        self,
-        sums: list[Tensor | None],
-        start: int,
-        state: Tensor,
-        scales: list[tuple[Tensor, ...]] | None,
-    ) -> None:
-        """Add w_o o(x_i) to the nodes, for all operations on all edges that leave state i."""
-        source = Source(state)
-        terms: dict[tuple[int, ...], list[Term]] = {}
+    def _terms(
+        self, start: int, scales: list[tuple[Tensor, ...]] | None
+    ) -> tuple[list[Term], list[Tensor] | None]:
+        """The operations on all edges that leave a state, by kind, and their w_o."""
+        terms, own = [], []
         for name, edges in self._kinds[start].items():
             ops = [self.edges[str(edge)][name] for edge in edges]
             if isinstance(ops[0], Zero):
                 continue
-            scale = None
+            terms.append(Term(ops, tuple(EDGES[edge][1] - NUM_INPUTS for edge in edges)))
             if scales is not None:
-                scale = torch.stack([scales[edge][self._ops[edge].index(name)] for edge in edges])
-            if isinstance(ops[0], Rectified):
-                term = Term(ops[0].abreast(ops, source), [op.norm for op in ops], scale)
-            elif isinstance(ops[0], Pool):
-                term = Term(ops[0].pool(state), [op.norm for op in ops], scale)
-            else:
-                term = Term(state, None, scale)
-            terms.setdefault(edges, []).append(term)
-        for edges, own in terms.items():
-            parts = normalised_sum(own, len(edges) * self._seen).chunk(len(edges), dim=1)
-            for edge, part in zip(edges, parts, strict=True):
-                node = EDGES[edge][1] - NUM_INPUTS
-                sums[node] = _accumulate(sums[node], part, None)
+                weights = [scales[edge][self._ops[edge].index(name)] for edge in edges]
+                own.append(torch.stack(weights))
+        return terms, own if own else None
+
+
+def _adapted(preprocess: ConvNorm | FactorizedReduce, x: Tensor) -> Tensor:
+    """An input of the cell, brought to its channels and size."""
+    if isinstance(preprocess, FactorizedReduce):
+        return project(*preprocess.as_projection([preprocess], x), preprocess.norm)
+    return project(x, preprocess.pointwise.weight, preprocess.norm)
 
 
 def _edges_by_operation(
@@ -238,10 +221,3 @@ class _Concatenate(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
         parts = gradient.split(ctx.widths, dim=1)
         return tuple(part.contiguous(memory_format=torch.channels_last) for part in parts)
-
-
-def _accumulate(total: Tensor | None, value: Tensor, scale: Tensor | None) -> Tensor:
-    """`total` + `scale` · `value`, in place."""
-    if total is None:
-        return value.clone(memory_format=torch.channels_last) if scale is None else value * scale
-    return total.add_(value) if scale is None else total.addcmul_(value, scale)

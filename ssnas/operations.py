@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ssnas.norms import Norm
-from ssnas.separable import Source, separable
 from ssnas.space import OPS
 
 
@@ -29,27 +28,7 @@ class ConvNorm(nn.Module):
         return self.norm(self.pointwise(x.relu()))
 
 
-class Rectified(nn.Module):
-    """An operation that begins with a ReLU and ends with a batch norm, `norm`.
-
-    `forward` is its definition, for one edge. `abreast` computes the operations of this kind on
-    several edges that leave the same state as one, with few and wide kernels.
-    """
-
-    norm: Norm
-
-    @staticmethod
-    def abreast(ops: Sequence[Rectified], source: Source) -> Tensor:
-        """What E operations give before their last batch norms, (N, E C, H', W').
-
-        Args:
-            ops: of equal channels, kernels and strides.
-            source: the state that all of them read.
-        """
-        raise NotImplementedError
-
-
-class FactorizedReduce(Rectified):
+class FactorizedReduce(nn.Module):
     """Halves height and width: ReLU, two 1×1 stride-2 convolutions on shifted grids, batch norm."""
 
     def __init__(self, in_channels: int, channels: int, affine: bool) -> None:
@@ -65,8 +44,13 @@ class FactorizedReduce(Rectified):
         return self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
 
     @staticmethod
-    def abreast(ops, source):
-        """One 1×1 convolution on both grids, half of whose weights are zero."""
+    def as_projection(ops: Sequence[FactorizedReduce], x: Tensor) -> tuple[Tensor, Tensor]:
+        """What several of one x are before their batch norms: one 1×1 convolution of both grids.
+
+        Returns:
+            the grids side by side, (N, 2 C, H', W'), before the ReLU, and the kernels, half of
+            whose weights are zero, (E C', 2 C, 1, 1).
+        """
         inputs = ops[0].even.in_channels
         kernels = []
         for op in ops:
@@ -74,7 +58,7 @@ class FactorizedReduce(Rectified):
                 nn.functional.pad(op.even.weight, (0, 0, 0, 0, 0, inputs)),
                 nn.functional.pad(op.odd.weight, (0, 0, 0, 0, inputs, 0)),
             ]
-        return nn.functional.conv2d(_BothGrids.apply(source.state).relu(), torch.cat(kernels))
+        return _BothGrids.apply(x), torch.cat(kernels)
 
 
 class _BothGrids(torch.autograd.Function):
@@ -99,7 +83,7 @@ class _BothGrids(torch.autograd.Function):
         return x
 
 
-class DepthwiseSeparable(Rectified):
+class DepthwiseSeparable(nn.Module):
     """ReLU, depthwise convolution, pointwise convolution, batch norm."""
 
     def __init__(
@@ -123,15 +107,8 @@ class DepthwiseSeparable(Rectified):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.pointwise(self.depthwise(x.relu())))
 
-    @staticmethod
-    def abreast(ops, source):
-        depthwise, pointwise = zip(
-            *((op.depthwise.weight, op.pointwise.weight) for op in ops), strict=True
-        )
-        return separable(source, depthwise, pointwise, ops[0].stride, ops[0].dilation)
 
-
-class SepConv(Rectified):
+class SepConv(nn.Module):
     """Two depthwise separable convolutions; the first one carries the stride."""
 
     def __init__(self, channels: int, kernel: int, stride: int, affine: bool) -> None:
@@ -145,12 +122,6 @@ class SepConv(Rectified):
     @property
     def norm(self) -> Norm:
         return self.second.norm
-
-    @staticmethod
-    def abreast(ops, source):
-        first = DepthwiseSeparable.abreast([op.first for op in ops], source)
-        between = Source(first, len(ops), [op.first.norm for op in ops])
-        return DepthwiseSeparable.abreast([op.second for op in ops], between)
 
 
 class Pool(nn.Module):

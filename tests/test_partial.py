@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssnas import cell
 from ssnas.cell import Cell
 from ssnas.errors import InputError
 from ssnas.genotype import derive
@@ -23,6 +24,12 @@ FORWARDS = pytest.mark.parametrize("forward", [Cell.forward, Cell.forward_by_def
 def _few_operations(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setitem(RELAXATIONS, "softmax", FEW)
+
+
+@pytest.fixture
+def _bare(monkeypatch):
+    """Cells whose `preprocess0` and `preprocess1` may be any modules."""
+    monkeypatch.setattr(cell, "_adapted", lambda module, x: module(x))
 
 
 def normal(*shape):
@@ -84,6 +91,7 @@ def test_bypass_has_the_size_of_the_operations(size):
 # Cell
 
 
+@pytest.mark.usefixtures("_bare")
 @FORWARDS
 def test_edge_by_hand(forward):
     cell, s0 = bare_cell(IDENTITIES, reduce=False), torch.tensor([1.0, 2, 3, 4]).double()
@@ -96,6 +104,7 @@ def test_edge_by_hand(forward):
     assert others == [[0] * 4] * 2
 
 
+@pytest.mark.usefixtures("_bare")
 @FORWARDS
 def test_strided_edge_by_hand(forward):
     cell = bare_cell(dict.fromkeys(range(14), ("none",)), reduce=True)
@@ -109,6 +118,7 @@ def test_strided_edge_by_hand(forward):
     assert not out[0, 4:].any()
 
 
+@pytest.mark.usefixtures("_bare")
 @FORWARDS
 def test_without_weights_everything_counts_once(forward):
     cell, s0, s1 = bare_cell(IDENTITIES, reduce=False), normal(1, 4, 3, 3), normal(1, 4, 3, 3)
@@ -302,11 +312,12 @@ def kept_bytes(net, x):
     return sum(size for pointer, size in storages.items() if pointer not in own)
 
 
-def test_fewer_activations_are_kept():
+def test_fewer_activations_are_kept(monkeypatch):
+    monkeypatch.setitem(RELAXATIONS, "softmax", OPS)
     x = torch.randn(4, 3, 8, 8)
     kept = [
         kept_bytes(Supernet(8, 3, relaxation="softmax", partial=partial), x)
         for partial in (1, 2, 4)
     ]
-    assert kept[2] < 0.6 * kept[0]
+    assert kept[2] < 0.5 * kept[0]
     assert kept[2] < kept[1] < kept[0]

@@ -1,6 +1,5 @@
 """Operations and supernet, in float64, against their definitions, PyTorch and hand-made values."""
 
-import copy
 import math
 from functools import cache
 from itertools import pairwise
@@ -13,9 +12,7 @@ from torch import nn
 from ssnas import kernels
 from ssnas.cell import Cell
 from ssnas.errors import InputError
-from ssnas.norms import Term, normalised_sum
 from ssnas.operations import FactorizedReduce, build
-from ssnas.separable import Source
 from ssnas.space import EDGES, OPS, RELAXATIONS, cell_kinds, reduction_positions
 from ssnas.supernet import PlainSupernet, Supernet, frozen_statistics
 
@@ -98,32 +95,6 @@ def test_receptive_field_is_centred(op, reach):
     module(x)[0, 0, 6, 6].backward()
     rows = x.grad.abs().sum(dim=(0, 1, 3)).nonzero().flatten()
     assert (rows.min().item(), rows.max().item()) == (6 - reach, 6 + reach)
-
-
-@pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("size", [*SIZES, (1, 2), (3, 3)])
-@pytest.mark.parametrize(
-    ("op", "stride"), [("skip_connect", 2), *((op, s) for op in CONVOLUTIONS for s in (1, 2))]
-)
-def test_operations_abreast_are_each_as_defined(op, stride, size, mode):
-    """Three of a kind, each with weights and a scale of its own."""
-    modules = [build(op, 4, stride, affine=False).double().train(mode == "train") for _ in range(3)]
-    twins = copy.deepcopy(modules)
-    x, scale = normal(3, 4, *size).requires_grad_(), normal(3).requires_grad_()
-    abreast = modules[0].abreast(modules, Source(x))
-    actual = normalised_sum([Term(abreast, [module.norm for module in modules], scale)], 12)
-    expected = torch.cat([s * twin(x) for s, twin in zip(scale, twins, strict=True)], dim=1)
-    direction = normal(*expected.shape)
-    assert_equal(actual, expected)
-    gradients = []
-    for result, own in ((actual, modules), (expected, twins)):
-        inputs = [x, scale, *(weight for module in own for weight in module.parameters())]
-        gradients.append(torch.autograd.grad((result * direction).sum(), inputs))
-    for given, wanted in zip(*gradients, strict=True):
-        assert_equal(given, wanted)
-    for module, twin in zip(modules, twins, strict=True):
-        for name, buffer in running_statistics(twin).items():
-            assert_equal(module.get_buffer(name), buffer)
 
 
 @pytest.mark.parametrize(("size", "odd"), [(3, [[5, 0], [0, 0]]), (4, [[6, 8], [14, 16]])])

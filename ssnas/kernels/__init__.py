@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -101,37 +101,34 @@ def call(function: str, dtype: torch.dtype, *arguments) -> None:
     Args:
         function: its name, without the type.
         dtype: of the tensors.
-        arguments: sizes, tensors (dense, in the layout that the function expects), lists of
-            either, and None for what it shall not read or write.
+        arguments: numbers, tensors (dense, in the layout that the function expects), sequences of
+            those, and None for what it shall not read or write.
     """
-    getattr(library(), f"{function}_{NAMES[dtype]}")(*map(_converted, arguments))
+    _function(f"{function}_{NAMES[dtype]}", *(type(a) is float for a in arguments))(
+        *map(_converted, arguments)
+    )
+
+
+@cache
+def _function(name: str, *floating: bool) -> Callable:
+    found = library()[name]
+    # Addresses and `long` are passed alike.
+    found.argtypes = [ctypes.c_double if real else ctypes.c_void_p for real in floating]
+    found.restype = None
+    return found
 
 
 def _converted(argument):
-    match argument:
-        case Tensor():
-            return ctypes.c_void_p(argument.data_ptr())
-        case [int(), *_]:
+    if isinstance(argument, Tensor):
+        return argument.data_ptr()
+    if isinstance(argument, list | tuple):
+        first = argument[0]
+        if type(first) is int or type(first) is bool:
             return (ctypes.c_long * len(argument))(*argument)
-        case list():
-            return (ctypes.c_void_p * len(argument))(*(tensor.data_ptr() for tensor in argument))
-        case int():
-            return ctypes.c_long(argument)
-        case Shape():
-            return ctypes.byref(argument)
-    return ctypes.c_void_p(None)
-
-
-def differentiable_gradients(
-    y: Tensor, tensors: Sequence[Tensor | None], needed: Sequence[bool], gradient: Tensor
-) -> tuple[Tensor | None, ...]:
-    """Gradients that have gradients themselves, which those of the kernels have not.
-
-    Args:
-        y: what the kernels computed, computed again by PyTorch's functions of `tensors`.
-        needed: for each of `tensors` whether its gradient is.
-        gradient: for y.
-    """
-    inputs = [tensor for tensor, wanted in zip(tensors, needed, strict=True) if wanted]
-    found = iter(torch.autograd.grad(y, inputs, gradient, create_graph=True))
-    return tuple(next(found) if wanted else None for wanted in needed)
+        if type(first) is float:
+            return (ctypes.c_double * len(argument))(*argument)
+        addresses = [None if x is None else x.data_ptr() for x in argument]
+        return (ctypes.c_void_p * len(argument))(*addresses)
+    if isinstance(argument, Shape):
+        return ctypes.addressof(argument)
+    return argument

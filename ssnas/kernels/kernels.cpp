@@ -1,16 +1,19 @@
-// Depthwise separable convolutions and normalised sums, on channels-last images.
+// Mixed operations on channels-last images: separable convolutions, poolings, batch norms, sums.
 //
-// Separable convolutions: E operations have C channels each: a rectified input, a depthwise k×k kernel and a pointwise C×C
-// kernel. Work is divided into bands of rows of one image, small enough that a band, the depthwise
-// result and its gradient stay in a core's cache: none of them is ever written to main memory.
-// In a band, channels are padded to whole vectors and borders are zeros, so the inner loops have
-// no conditions.
+// Separable convolutions: E operations have C channels each: a rectified input, a depthwise k×k
+// kernel and a pointwise C×C kernel. Work is divided into bands of rows of one image, small enough
+// that a band, the depthwise result and its gradient stay in a core's cache: none of them is ever
+// written to main memory. In a band, channels are padded to whole vectors and borders are zeros, so
+// the inner loops have no conditions.
+//
+// Batch norms are never written to memory either, nor are their gradients: both are affine by
+// channel, and whoever reads a tensor applies them to what it reads.
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <omp.h>
-#include <type_traits>
 #include <vector>
 
 namespace {
@@ -53,24 +56,56 @@ template <class T> using V = typename Vector<T>::type;
 template <class T> const V<T> &load(const T *p) { return *reinterpret_cast<const V<T> *>(p); }
 template <class T> V<T> &at(T *p) { return *reinterpret_cast<V<T> *>(p); }
 
-// to[x] (+)= Σ_taps from[row + dilation·ky][stride·x + dilation·kx] · weight[tap], vector by vector.
-template <class T, int K, bool ADD>
-void depthwise_row(T *to, const T *from, long row, const T *weight, long width, long stride,
-                   long dilation, long lanes) {
-  constexpr int BLOCK = 6;
+// N values at any address.
+template <class T, long N> struct Values {
+  typedef T type __attribute__((vector_size(N * sizeof(T)), aligned(sizeof(T))));
+};
+template <class T> struct Values<T, 1> {
+  typedef T type;
+};
+template <class T, long N> using P = typename Values<T, N>::type;
+template <long N, class T> P<T, N> &as(T *p) { return *reinterpret_cast<P<T, N> *>(p); }
+template <long N, class T> const P<T, N> &as(const T *p) {
+  return *reinterpret_cast<const P<T, N> *>(p);
+}
+
+// Sums of two quantities of N channels each.
+template <class T, long N> struct Pair {
+  P<T, N> first, second;
+
+  void add_to(double *firsts, double *seconds) const {
+    T values[2][N];
+    as<N>(values[0]) = first, as<N>(values[1]) = second;
+    for (long l = 0; l < N; l++) firsts[l] += values[0][l], seconds[l] += values[1][l];
+  }
+};
+
+// body<N>(c) for all channels, N from c on: whole vectors, then one by one.
+template <class T, class Body> void by_channel(long channels, Body body) {
+  long c = 0;
+  for (; c + LANES<T> <= channels; c += LANES<T>) body.template operator()<LANES<T>>(c);
+  for (; c < channels; c++) body.template operator()<1>(c);
+}
+
+// to[step·x] (+)= Σ_taps from[row + dilation·ky][stride·x + dilation·kx] · weight[tap], vector by
+// vector.
+template <class T, int KY, int KX, bool ADD>
+void depthwise_row(T *to, long step, const T *from, long row, const T *weight, long width,
+                   long stride, long dilation, long lanes) {
+  constexpr int BLOCK = 8;
   for (long v = 0; v < lanes; v += LANES<T>) {
     long x = 0;
     auto block = [&]<int B>() {
       V<T> sum[B];
-      for (int b = 0; b < B; b++) sum[b] = ADD ? load(to + (x + b) * lanes + v) : V<T>{};
-      for (int ky = 0; ky < K; ky++)
-        for (int kx = 0; kx < K; kx++) {
-          const V<T> w = load(weight + (ky * K + kx) * lanes + v);
+      for (int b = 0; b < B; b++) sum[b] = ADD ? load(to + (x + b) * step * lanes + v) : V<T>{};
+      for (int ky = 0; ky < KY; ky++)
+        for (int kx = 0; kx < KX; kx++) {
+          const V<T> w = load(weight + (ky * KX + kx) * lanes + v);
           const T *start = from + ky * dilation * row + (x * stride + kx * dilation) * lanes + v;
 #pragma GCC unroll 8
           for (int b = 0; b < B; b++) sum[b] += load(start + b * stride * lanes) * w;
         }
-      for (int b = 0; b < B; b++) at(to + (x + b) * lanes + v) = sum[b];
+      for (int b = 0; b < B; b++) at(to + (x + b) * step * lanes + v) = sum[b];
       x += B;
     };
     while (x + BLOCK <= width) block.template operator()<BLOCK>();
@@ -78,9 +113,10 @@ void depthwise_row(T *to, const T *from, long row, const T *weight, long width, 
   }
 }
 
-// to[x][·] = Σ_c from[x][c] · matrix[c][·].
+// to[x][·] = Σ_c from[x][c] · matrix[c][·], where from[x] are `stride` values.
 template <class T>
-void pointwise_row(T *to, const T *from, const T *matrix, long width, long channels, long lanes) {
+void pointwise_row(T *to, const T *from, long stride, const T *matrix, long width, long channels,
+                   long lanes) {
   long v = 0, x = 0;
   auto block = [&]<int B, int N>() {
     V<T> sum[B][N] = {};
@@ -89,7 +125,7 @@ void pointwise_row(T *to, const T *from, const T *matrix, long width, long chann
       for (int n = 0; n < N; n++) w[n] = load(matrix + c * lanes + v + n * LANES<T>);
 #pragma GCC unroll 8
       for (int b = 0; b < B; b++) {
-        const T value = from[(x + b) * lanes + c];
+        const T value = from[(x + b) * stride + c];
         for (int n = 0; n < N; n++) sum[b][n] += value * w[n];
       }
     }
@@ -107,9 +143,10 @@ void pointwise_row(T *to, const T *from, const T *matrix, long width, long chann
   while (v < lanes) columns.template operator()<8, 1>();
 }
 
-// sum[a][·] += Σ_x left[x][a] · right[x][·].
+// sum[a][·] += Σ_x left[x][a] · right[x][·], where left[x] are `stride` values.
 template <class T>
-void add_outer(T *sum, const T *left, const T *right, long width, long channels, long lanes) {
+void add_outer(T *sum, const T *left, long stride, const T *right, long width, long channels,
+               long lanes) {
   for (long v = 0; v < lanes; v += LANES<T>) {
     auto block = [&]<int B>(long a) {
       V<T> part[B];
@@ -117,7 +154,7 @@ void add_outer(T *sum, const T *left, const T *right, long width, long channels,
       for (long x = 0; x < width; x++) {
         const V<T> r = load(right + x * lanes + v);
 #pragma GCC unroll 16
-        for (int b = 0; b < B; b++) part[b] += left[x * lanes + a + b] * r;
+        for (int b = 0; b < B; b++) part[b] += left[x * stride + a + b] * r;
       }
       for (int b = 0; b < B; b++) at(sum + (a + b) * lanes + v) = part[b];
     };
@@ -148,48 +185,119 @@ void add_taps(T *sum, const T *from, long row, const T *gradient, long width, lo
 // The kernels of every operation, laid out for the loops above.
 template <class T> struct Kernels {
   std::vector<T> memory;
-  T *depthwise, *flipped, *pointwise, *transposed;
+  T *depthwise, *reversed, *pointwise, *transposed;
   long lanes, taps;
 
-  Kernels(const Shape &s, const T *wd, const T *wp)
+  Kernels(const Shape &s, const T *const *wd, const T *const *wp)
       : lanes(padded(s.channels, LANES<T>)), taps(s.kernel * s.kernel) {
     const long d = s.operations * taps * lanes, p = s.operations * s.channels * lanes;
     memory.assign(2 * (d + p) + LANES<T>, 0);
     auto address = reinterpret_cast<size_t>(memory.data());
     depthwise = reinterpret_cast<T *>((address + 63) / 64 * 64);
-    flipped = depthwise + d, pointwise = flipped + d, transposed = pointwise + p;
+    reversed = depthwise + d, pointwise = reversed + d, transposed = pointwise + p;
+    std::vector<long> order(taps);
+    for (long a = 0, position = 0; a < s.stride; a++)
+      for (long b = 0; b < s.stride; b++)
+        for (long y = met(s, a) - 1; y >= 0; y--)
+          for (long x = met(s, b) - 1; x >= 0; x--)
+            order[position++] = (a + y * s.stride) * s.kernel + b + x * s.stride;
     for (long e = 0; e < s.operations; e++)
       for (long c = 0; c < s.channels; c++) {
         for (long t = 0; t < taps; t++) {
-          const T value = wd[(e * s.channels + c) * taps + t];
-          depthwise[(e * taps + t) * lanes + c] = value;
-          flipped[(e * taps + taps - 1 - t) * lanes + c] = value;
+          depthwise[(e * taps + t) * lanes + c] = wd[e][c * taps + t];
+          reversed[(e * taps + t) * lanes + c] = wd[e][c * taps + order[t]];
         }
         for (long i = 0; i < s.channels; i++) {
-          const T value = wp[(e * s.channels + c) * s.channels + i];
+          const T value = wp[e][c * s.channels + i];
           pointwise[(e * s.channels + c) * lanes + i] = value;
           transposed[(e * s.channels + i) * lanes + c] = value;
         }
       }
   }
+
+  // Taps a, a + stride, … of a line of the kernel: an input pixel meets these alone, the a of its
+  // own parity. `reversed` has the taps that meet pixels of parities (a, b) together, backwards.
+  static long met(const Shape &s, long a) { return (s.kernel - a + s.stride - 1) / s.stride; }
+};
+
+// A batch norm of C channels: x̂ = (x − mean) / std times scale · weight, plus bias. Null stands for
+// a mean of 0, a std, weight or scale of 1, a bias of 0. `fixed`: the moments are not the batch's own.
+template <class T> struct Norm {
+  const T *mean, *var;
+  double eps;
+  const T *weight, *bias, *scale;
+  long fixed;
+
+  double deviation(long c) const { return var ? 1 / std::sqrt(var[c] + eps) : 1; }
+  double slope(long c) const {
+    return deviation(c) * (weight ? weight[c] : T(1)) * (scale ? *scale : T(1));
+  }
+
+  // What makes it factor · x + offset.
+  void write(long channels, T *factor, T *offset) const {
+    for (long c = 0; c < channels; c++) {
+      factor[c] = T(slope(c));
+      offset[c] = T((bias ? bias[c] : T(0)) - (mean ? slope(c) * mean[c] : 0));
+    }
+  }
+
+  // From Σ g and Σ g · (x − mean) over `rows` pixels, g given for the result, the gradients
+  //   ∂bias = Σ g,  ∂weight = Σ g x̂
+  // and what makes the gradient for x, factor · g + slope · x + offset:
+  //   ∂x = (scale · weight / std) · (g − (∂bias + x̂ ∂weight) / rows).
+  // Slope and offset are added to, since several norms may have the same x.
+  void differentiate(long channels, long rows, const double *sum, const double *product, T *factor,
+                     T *slopes, T *offset, T *of_weight, T *of_bias) const {
+    for (long c = 0; c < channels; c++) {
+      const double scaled = product[c] * deviation(c);
+      of_bias[c] = T(sum[c]);
+      of_weight[c] = T(scaled);
+      factor[c] = T(slope(c));
+      if (fixed || !var) continue;
+      const double own = -slope(c) * deviation(c) * scaled / rows;
+      slopes[c] += T(own);
+      offset[c] -= T(slope(c) * sum[c] / rows + own * mean[c]);
+    }
+  }
 };
 
 // What the operations read: relu(factor · x + offset) by channel, or relu(x) without factors.
 template <class T> struct Input {
-  const T *x, *factor, *offset;
+  const T *x;
   const Shape &shape;
+  std::vector<T> factors{};
 
+  Input(const T *x, const Shape &shape, const Norm<T> &norm) : x(x), shape(shape) {
+    if (!norm.mean) return;
+    factors.resize(2 * shape.read());
+    norm.write(shape.read(), factors.data(), factors.data() + shape.read());
+  }
   long index(long n, long row, long column) const {
     const long line = n * shape.image_height + row * shape.step;
     return (line * shape.image_width + column * shape.step) * shape.read();
   }
-  // to[c] = factor · x + offset, of the pixel at `at` and the block of channels from `block` on.
-  void read(T *to, long at, long block) const {
-    const T *from = x + at + block;
-    if (!factor)
-      std::copy(from, from + shape.channels, to);
-    else
-      for (long c = 0; c < shape.channels; c++) to[c] = factor[block + c] * from[c] + offset[block + c];
+  // factor · x + offset, of the pixel at `at` and N channels.
+  template <long N> P<T, N> read(long at, long channel) const {
+    const P<T, N> value = as<N>(x + at + channel);
+    if (factors.empty()) return value;
+    const T *factor = factors.data() + channel;
+    return as<N>(factor) * value + as<N>(factor + shape.read());
+  }
+};
+
+// What is given for a result y behind a batch norm: the gradient for the norm's result, and by
+// channel what makes it the gradient for y: factor · given + slope · y + offset.
+template <class T> struct Gradient {
+  const T *const *given; // of each operation, a pixel every `stride` values
+  long stride;
+  const T *y, *factors; // factor, slope and offset, each `distance` after the one before
+  long distance, width; // of a pixel of y
+
+  template <long N> P<T, N> read(long pixel, long operation, long block, long channel) const {
+    const long at = block + channel;
+    const T *own = factors + at;
+    return as<N>(own) * as<N>(given[operation] + pixel * stride + channel) +
+           as<N>(own + distance) * as<N>(y + pixel * width + at) + as<N>(own + 2 * distance);
   }
 };
 
@@ -209,31 +317,96 @@ template <class T> struct Rows {
     for (long y = std::max(first, 0L); y < std::min(first + count, s.height); y++) {
       T *to = at_row(y) + reach * lanes;
       for (long i = 0; i < s.width; i++, to += lanes) {
-        input.read(to, input.index(n, y, i), block);
-        for (long c = 0; c < s.channels; c++) to[c] = to[c] < 0 ? T(0) : to[c];
+        const long at = input.index(n, y, i);
+        by_channel<T>(s.channels, [&]<long N>(long c) {
+          const P<T, N> value = input.template read<N>(at, block + c);
+          as<N>(to + c) = value < 0 ? P<T, N>{} : value;
+        });
       }
     }
   }
 };
 
-template <class T>
-void copy_pixels(T *to, long to_stride, const T *from, long from_stride, long width, long channels) {
-  for (long x = 0; x < width; x++, to += to_stride, from += from_stride)
-    std::memcpy(to, from, channels * sizeof(T));
+// Σ_x of the pair values(x), of N channels.
+template <class T, long N, class Values> Pair<T, N> pair_sums(long width, Values values) {
+  constexpr int PARTS = 4; // so that no addition waits for the one before it
+  Pair<T, N> sums[PARTS] = {};
+  auto add = [&](long x, int part) {
+    const Pair<T, N> pair = values(x);
+    sums[part].first += pair.first, sums[part].second += pair.second;
+  };
+  long x = 0;
+  for (; x + PARTS <= width; x += PARTS)
+    for (int part = 0; part < PARTS; part++) add(x + part, part);
+  for (; x < width; x++) add(x, 0);
+  for (int part = 1; part < PARTS; part++)
+    sums[0].first += sums[part].first, sums[0].second += sums[part].second;
+  return sums[0];
 }
 
+// Σ x and Σ x² of each channel, in double precision, of pixels added a row at a time.
+template <class T> struct Moments {
+  double *sum, *square;
+
+  // Of N channels from c on, of pixels at from[x · stride].
+  template <long N> void add(const T *from, long stride, long width, long c) {
+    // Differences from a pixel of the row lose no digits to a mean far from zero.
+    const P<T, N> origin = as<N>(from);
+    double once[N] = {}, twice[N] = {};
+    pair_sums<T, N>(width, [&](long x) {
+      const P<T, N> difference = as<N>(from + x * stride) - origin;
+      return Pair<T, N>{difference, difference * difference};
+    }).add_to(once, twice);
+    for (long l = 0; l < N; l++) {
+      const double shift = from[l];
+      sum[c + l] += once[l] + width * shift;
+      square[c + l] += twice[l] + shift * (2 * once[l] + width * shift);
+    }
+  }
+  // Mean and biased variance of `count` pixels of a channel.
+  void write(long c, double count, T *mean, T *var) const {
+    const double centre = sum[c] / count;
+    *mean = T(centre);
+    *var = T(std::max(0.0, square[c] / count - centre * centre));
+  }
+};
+
+// Sums by thread, whose parts are added up at the end.
+template <class S> struct Sums {
+  long size, threads;
+  std::vector<S> memory;
+
+  explicit Sums(long size)
+      : size(padded(size, LANES<S>)), threads(omp_get_max_threads()),
+        memory(this->size * threads + LANES<S>, S(0)) {}
+  S *of(long thread) {
+    auto address = reinterpret_cast<size_t>(memory.data());
+    return reinterpret_cast<S *>((address + 63) / 64 * 64) + thread * size;
+  }
+  S *own() { return of(omp_get_thread_num()); }
+  S *total() {
+    for (long t = 1; t < threads; t++)
+      for (long i = 0; i < size; i++) of(0)[i] += of(t)[i];
+    return of(0);
+  }
+};
+
+// y, and the mean and biased variance of each of its channels, one after the other, unless null.
 template <class T, int K>
-void forward(const Shape &s, const Input<T> &input, const T *wd, const T *wp, T *y) {
+void forward(const Shape &s, const Input<T> &input, const T *const *wd, const T *const *wp, T *y,
+             T *moments) {
   const Kernels<T> kernels(s, wd, wp);
   const long lanes = kernels.lanes, reach = s.reach(), rows = s.out(s.height), cols = s.out(s.width);
   const long row = (s.width + 2 * reach + s.stride) * lanes;
   const long fits = BAND_BYTES / (row * long(sizeof(T))) - 2 * reach;
   const long band = std::min(rows, std::max(1L, fits / s.stride));
-  const long bands = (rows + band - 1) / band;
-#pragma omp parallel
+  const long bands = (rows + band - 1) / band, wide = s.operations * lanes;
+  Sums<double> sums(2 * wide);
+#pragma omp parallel num_threads(sums.threads)
   {
     static thread_local Scratch<T> input_memory, line_memory;
     T *line = line_memory.get(2 * cols * lanes), *result = line + cols * lanes;
+    Moments<T> own{sums.own(), sums.own() + wide};
 #pragma omp for schedule(static) collapse(2)
     for (long n = 0; n < s.n; n++)
       for (long b = 0; b < bands; b++) {
@@ -244,42 +417,61 @@ void forward(const Shape &s, const Input<T> &input, const T *wd, const T *wp, T 
         for (long e = 0; e < s.operations; e++) {
           if (e == 0 || !s.shared) in.rectify(input, n, e);
           for (long oy = first; oy < last; oy++) {
-            depthwise_row<T, K, false>(line, in.at_row(oy * s.stride - reach), row,
-                                       kernels.depthwise + e * kernels.taps * lanes, cols, s.stride,
-                                       s.dilation, lanes);
-            pointwise_row(result, line, kernels.transposed + e * s.channels * lanes, cols,
+            depthwise_row<T, K, K, false>(line, 1, in.at_row(oy * s.stride - reach), row,
+                                          kernels.depthwise + e * kernels.taps * lanes, cols,
+                                          s.stride, s.dilation, lanes);
+            pointwise_row(result, line, lanes, kernels.transposed + e * s.channels * lanes, cols,
                           s.channels, lanes);
             T *to = y + ((n * rows + oy) * cols) * s.written() + e * s.channels;
-            copy_pixels(to, s.written(), result, lanes, cols, s.channels);
+            for (long x = 0; x < cols; x++, to += s.written())
+              by_channel<T>(s.channels, [&]<long N>(long c) {
+                as<N>(to + c) = as<N>(result + x * lanes + c);
+              });
+            if (!moments) continue;
+            for (long v = 0; v < lanes; v += LANES<T>)
+              own.template add<LANES<T>>(result + v, lanes, cols, e * lanes + v);
           }
         }
       }
   }
+  if (!moments) return;
+  double *total = sums.total();
+  const Moments<T> all{total, total + wide};
+  for (long e = 0; e < s.operations; e++)
+    for (long c = 0; c < s.channels; c++) {
+      T *mean = moments + e * s.channels + c;
+      all.write(e * lanes + c, double(s.n * rows * cols), mean, mean + s.written());
+    }
 }
 
+// Gradients for what is read and for the kernels, those that are not null.
+//
+// Without a norm before, the gradient for x is added to gx. With one, gx is written, the gradient
+// for the norm's result, and its Σ gx and Σ gx · (x − mean) are gx_sums, one after the other.
 template <class T, int K>
-void backward(const Shape &s, const Input<T> &input, const T *wd, const T *wp, const T *g, T *gx,
-              T *gwd, T *gwp) {
+void backward(const Shape &s, const Input<T> &input, const T *mean, const T *const *wd,
+              const T *const *wp, const Gradient<T> &given, T *gx, double *gx_sums, T *gwd,
+              T *gwp) {
   const Kernels<T> kernels(s, wd, wp);
   const long lanes = kernels.lanes, taps = kernels.taps, reach = s.reach();
   const long rows = s.out(s.height), cols = s.out(s.width);
+  // Results within `halo` of a band's own reach its pixels.
+  const long halo = (reach + s.stride - 1) / s.stride;
   const long row = (s.width + 2 * reach + s.stride) * lanes;
   const long fits = BAND_BYTES / ((s.operations + 1) * row * long(sizeof(T))) - 2 * reach;
   const long band = std::min(rows, std::max(2L, fits / s.stride));
   const long bands = (rows + band - 1) / band;
   const long d = s.operations * taps * lanes, p = s.operations * s.channels * lanes;
-  const long threads = omp_get_max_threads();
-  std::vector<T> sums;
-  if (gwd) sums.assign(threads * (d + p) + LANES<T>, 0);
-#pragma omp parallel num_threads(threads)
+  const long wide = s.operations * lanes;
+  Sums<T> kernel_sums(d + p);
+  Sums<double> norm_sums(2 * wide);
+#pragma omp parallel num_threads(kernel_sums.threads)
   {
     static thread_local Scratch<T> input_memory, output_memory, line_memory;
     T *line = line_memory.get((3 * cols + s.width) * lanes);
     T *gradient = line + cols * lanes, *spread = gradient + cols * lanes, *total = spread + cols * lanes;
-    auto address = reinterpret_cast<size_t>(sums.data());
-    T *sum_d = gwd ? reinterpret_cast<T *>((address + 63) / 64 * 64) + omp_get_thread_num() * (d + p)
-                   : nullptr;
-    T *sum_p = sum_d + d;
+    T *sum_d = kernel_sums.own(), *sum_p = sum_d + d;
+    double *sum_x = norm_sums.own();
     std::fill(gradient, gradient + cols * lanes, T(0));
 #pragma omp for schedule(static) collapse(2)
     for (long n = 0; n < s.n; n++)
@@ -288,30 +480,31 @@ void backward(const Shape &s, const Input<T> &input, const T *wd, const T *wp, c
         const long top = first * s.stride, bottom = std::min(s.height, last * s.stride);
         const long count = (last - first - 1) * s.stride + 2 * reach + 1;
         Rows<T> in{nullptr, top - reach, count, row, lanes, reach};
-        // ∂/∂(depthwise result), with zeros between the pixels of a strided convolution.
-        Rows<T> out{nullptr, top - reach, bottom - top + 2 * reach, row, lanes, reach};
+        // ∂/∂(depthwise result) of each operation.
+        Rows<T> out{nullptr, first - halo, last - first + 2 * halo, (cols + 2 * halo) * lanes, lanes, halo};
         in.data = input_memory.get(in.size());
         T *planes = output_memory.get(s.operations * out.size());
         std::fill(planes, planes + s.operations * out.size(), T(0));
-        const long from = gx ? std::max(0L, (out.first + s.stride - 1) / s.stride) : first;
-        const long until = gx ? std::min(rows, (out.first + out.count - 1) / s.stride + 1) : last;
+        const long from = gx ? std::max(0L, first - halo) : first;
+        const long until = gx ? std::min(rows, last + halo) : last;
         for (long e = 0; e < s.operations; e++) {
           out.data = planes + e * out.size();
           if (gwd && (e == 0 || !s.shared)) in.rectify(input, n, e);
           for (long oy = from; oy < until; oy++) {
-            const T *given = g + ((n * rows + oy) * cols) * s.written() + e * s.channels;
-            copy_pixels(gradient, lanes, given, s.written(), cols, s.channels);
-            pointwise_row(spread, gradient, kernels.pointwise + e * s.channels * lanes, cols,
+            for (long x = 0; x < cols; x++)
+              by_channel<T>(s.channels, [&]<long N>(long c) {
+                as<N>(gradient + x * lanes + c) =
+                    given.template read<N>((n * rows + oy) * cols + x, e, e * s.channels, c);
+              });
+            T *to = gx ? out.at_row(oy) + halo * lanes : spread;
+            pointwise_row(to, gradient, lanes, kernels.pointwise + e * s.channels * lanes, cols,
                           s.channels, lanes);
-            if (gx)
-              copy_pixels(out.at_row(oy * s.stride) + reach * lanes, s.stride * lanes, spread, lanes,
-                          cols, lanes);
             if (!gwd || oy < first || oy >= last) continue;
             const T *window = in.at_row(oy * s.stride - reach);
-            depthwise_row<T, K, false>(line, window, row, kernels.depthwise + e * taps * lanes, cols,
-                                       s.stride, s.dilation, lanes);
-            add_outer(sum_p + e * s.channels * lanes, line, gradient, cols, s.channels, lanes);
-            add_taps<T, K>(sum_d + e * taps * lanes, window, row, spread, cols, s.stride, s.dilation,
+            depthwise_row<T, K, K, false>(line, 1, window, row, kernels.depthwise + e * taps * lanes,
+                                          cols, s.stride, s.dilation, lanes);
+            add_outer(sum_p + e * s.channels * lanes, line, lanes, gradient, cols, s.channels, lanes);
+            add_taps<T, K>(sum_d + e * taps * lanes, window, row, to, cols, s.stride, s.dilation,
                            lanes);
           }
         }
@@ -319,28 +512,70 @@ void backward(const Shape &s, const Input<T> &input, const T *wd, const T *wp, c
         for (long iy = top; iy < bottom; iy++)
           for (long e = 0; e < s.operations; e++) {
             out.data = planes + e * out.size();
-            const T *window = out.at_row(iy - reach);
-            const T *weight = kernels.flipped + e * taps * lanes;
+            const T *weight = kernels.reversed + e * taps * lanes;
+            // Columns that meet the taps b, b + stride, … of the lines a, a + stride, ….
+            auto spread_row = [&]<int A, int B, bool ADD>(long a, long b) {
+              const long column = (s.stride - reach % s.stride + b) % s.stride;
+              const long y = (iy + reach - a) / s.stride - (A - 1) * s.dilation;
+              const long x = (column + reach - b) / s.stride - (B - 1) * s.dilation;
+              depthwise_row<T, A, B, ADD>(total + column * lanes, s.stride,
+                                          out.at_row(y) + (halo + x) * lanes, out.row, weight,
+                                          (s.width - column + s.stride - 1) / s.stride, 1, s.dilation, lanes);
+            };
+            auto spread_rows = [&]<bool ADD>() {
+              constexpr int MORE = (K + 1) / 2, LESS = K / 2;
+              const long a = (iy + reach) % s.stride;
+              if (s.stride == 1) {
+                spread_row.template operator()<K, K, ADD>(0, 0);
+              } else if (a == 0) {
+                spread_row.template operator()<MORE, MORE, ADD>(0, 0);
+                weight += MORE * MORE * lanes;
+                spread_row.template operator()<MORE, LESS, ADD>(0, 1);
+              } else {
+                weight += MORE * K * lanes;
+                spread_row.template operator()<LESS, MORE, ADD>(1, 0);
+                weight += LESS * MORE * lanes;
+                spread_row.template operator()<LESS, LESS, ADD>(1, 1);
+              }
+            };
             if (e == 0 || !s.shared)
-              depthwise_row<T, K, false>(total, window, row, weight, s.width, 1, s.dilation, lanes);
+              spread_rows.template operator()<false>();
             else
-              depthwise_row<T, K, true>(total, window, row, weight, s.width, 1, s.dilation, lanes);
+              spread_rows.template operator()<true>();
             if (s.shared && e + 1 < s.operations) continue;
-            for (long i = 0; i < s.width; i++) {
-              const long at = input.index(n, iy, i), block = s.block(e);
-              T *to = gx + at + block;
-              input.read(to, at, block);
-              for (long c = 0; c < s.channels; c++)
-                to[c] = to[c] <= 0 ? T(0) : total[i * lanes + c];
-            }
+            const long block = s.block(e);
+            by_channel<T>(s.channels, [&]<long N>(long c) {
+              auto masked = [&](long x, long at) {
+                const P<T, N> before = input.template read<N>(at, block + c);
+                return P<T, N>(before <= 0 ? P<T, N>{} : as<N>(total + x * lanes + c));
+              };
+              if (!mean) {
+                for (long x = 0; x < s.width; x++) {
+                  const long at = input.index(n, iy, x);
+                  as<N>(gx + at + block + c) += masked(x, at);
+                }
+                return;
+              }
+              const P<T, N> centre = as<N>(mean + block + c);
+              double *sum = sum_x + e * lanes + c;
+              pair_sums<T, N>(s.width, [&](long x) {
+                const long at = input.index(n, iy, x);
+                const P<T, N> value = masked(x, at);
+                as<N>(gx + at + block + c) = value;
+                return Pair<T, N>{value, value * (as<N>(input.x + at + block + c) - centre)};
+              }).add_to(sum, sum + wide);
+            });
           }
       }
   }
+  if (gx && mean) {
+    const double *sum = norm_sums.total();
+    for (long q = 0; q < 2; q++)
+      for (long e = 0; e < s.operations; e++)
+        std::copy_n(sum + q * wide + e * lanes, s.channels, gx_sums + q * s.written() + e * s.channels);
+  }
   if (!gwd) return;
-  auto address = reinterpret_cast<size_t>(sums.data());
-  T *sum = reinterpret_cast<T *>((address + 63) / 64 * 64);
-  for (long t = 1; t < threads; t++)
-    for (long i = 0; i < d + p; i++) sum[i] += sum[t * (d + p) + i];
+  const T *sum = kernel_sums.total();
   for (long e = 0; e < s.operations; e++)
     for (long c = 0; c < s.channels; c++) {
       for (long t = 0; t < taps; t++)
@@ -350,156 +585,365 @@ void backward(const Shape &s, const Input<T> &input, const T *wd, const T *wp, c
     }
 }
 
-// Sums over pixels are taken in blocks of rows, whose parts are added up in double precision.
+// Passes over all pixels are taken in blocks of rows that stay in cache.
 constexpr long ROWS = 128;
 
-// sums[q · channels + c] = Σ_r visit(r, c)[q] for Q quantities of each of `channels` channels.
-template <class T, int Q, class Visit>
-std::vector<double> channel_sums(long rows, long channels, Visit visit) {
-  const long threads = omp_get_max_threads(), size = Q * channels;
-  std::vector<double> sums(threads * size, 0);
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (long block = 0; block < rows; block += ROWS) {
-    double *sum = sums.data() + omp_get_thread_num() * size;
-    const long end = std::min(rows, block + ROWS);
-    long c = 0;
-    // Four vectors at once read whole lines of memory in their order.
-    auto add = [&](auto width) {
-      T part[Q][4 * LANES<T>] = {};
-      for (long r = block; r < end; r++)
-        for (long lane = 0; lane < width; lane++) {
-          const auto values = visit(r, c + lane);
-          for (int q = 0; q < Q; q++) part[q][lane] += values[q];
-        }
-      for (int q = 0; q < Q; q++)
-        for (long lane = 0; lane < width; lane++) sum[q * channels + c + lane] += part[q][lane];
-      c += width;
-    };
-    while (c + 4 * LANES<T> <= channels) add(std::integral_constant<long, 4 * LANES<T>>());
-    while (c + LANES<T> <= channels) add(std::integral_constant<long, LANES<T>>());
-    if (c < channels) add(channels - c);
-  }
-  for (long t = 1; t < threads; t++)
-    for (long i = 0; i < size; i++) sums[i] += sums[t * size + i];
-  return sums;
-}
-
-// Mean and biased variance of each channel of `rows` pixels.
-template <class T> void moments(long rows, long channels, const T *x, T *mean, T *var) {
-  // Sums of differences from the first pixel lose no digits to a mean far from zero.
-  const auto sums = channel_sums<T, 2>(rows, channels, [=](long r, long c) {
-    const T value = x[r * channels + c] - x[c];
-    return std::array<T, 2>{value, value * value};
-  });
-  for (long c = 0; c < channels; c++) {
-    const double shift = sums[c] / rows;
-    mean[c] = T(x[c] + shift);
-    var[c] = T(std::max(0.0, sums[channels + c] / rows - shift * shift));
-  }
-}
-
-// total = offset + Σ_k factors[k] · terms[k], factors and offset by channel. A term has a channel
-// for each of the total's, or widths[k] channels, which are repeated.
-template <class T>
-void weighted_sum(long count, long rows, long channels, const long *widths, const T *const *terms,
-                  const T *const *factors, const T *offset, T *total) {
+// Calls body(first, last) for every block, on all cores.
+template <long BLOCK = ROWS, class Body> void by_block(long rows, Body body) {
 #pragma omp parallel for schedule(static)
-  for (long r = 0; r < rows; r++) {
-    T *to = total + r * channels;
-    std::copy(offset, offset + channels, to);
-    for (long k = 0; k < count; k++) {
-      const long width = widths[k];
-      const T *from = terms[k] + r * width;
-      for (long block = 0; block < channels; block += width) {
-        const T *factor = factors[k] + block;
-        for (long c = 0; c < width; c++) to[block + c] += factor[c] * from[c];
-      }
-    }
-  }
+  for (long first = 0; first < rows; first += BLOCK) body(first, std::min(rows, first + BLOCK));
 }
 
-// Gradients of E copies of a batch norm, weight · x̂ + bias with x̂ = (x − mean) · scale and
-// scale = 1 / std, each with a weight and bias of its own:
-//   ∂bias_e = Σ g_e,  ∂weight_e = Σ g_e x̂,
-//   ∂x = scale · Σ_e weight_e · (g_e − ∂bias_e / rows − x̂ ∂weight_e / rows),
-// or of weight · x alone, without the mean and scale of statistics.
-template <class T>
-void norm_backward(long rows, long channels, long copies, const T *g, const T *x, const T *mean,
-                   const T *scale, const T *weight, T *of_x, T *of_weight, T *of_bias) {
-  const long wide = copies * channels;
-  std::vector<T> centre(channels, T(0)), times_g(wide), times_x(channels, T(0)),
-      constant(channels, T(0));
-  if (mean) std::copy(mean, mean + channels, centre.begin());
-  const T *middle = centre.data();
-  for (long e = 0; e < copies; e++) {
-    const T *own = g + e * channels;
-    const auto sums = channel_sums<T, 2>(rows, channels, [=](long r, long c) {
-      const T given = own[r * wide + c];
-      return std::array<T, 2>{given, given * (x[r * channels + c] - middle[c])};
+// Mean and biased variance of each channel of `rows` pixels, one after the other.
+template <class T> void moments(long rows, long channels, const T *x, T *moments) {
+  Sums<double> sums(2 * channels);
+  by_block(rows, [&](long first, long last) {
+    Moments<T> own{sums.own(), sums.own() + channels};
+    by_channel<T>(channels, [&]<long N>(long c) {
+      own.template add<N>(x + first * channels + c, channels, last - first, c);
     });
-    for (long c = 0; c < channels; c++) {
-      const long at = e * channels + c;
-      const double deviation = scale ? scale[c] : T(1), slope = sums[channels + c] * deviation;
-      const double factor = (weight ? double(weight[at]) : 1.0) * deviation;
-      of_bias[at] = T(sums[c]);
-      of_weight[at] = T(slope);
-      times_g[at] = T(factor);
-      if (!mean) continue;
-      times_x[c] -= T(factor * deviation * slope / rows);
-      constant[c] -= T(factor * sums[c] / rows);
-    }
-  }
-  if (!of_x) return;
+  });
+  double *total = sums.total();
+  const Moments<T> all{total, total + channels};
+  for (long c = 0; c < channels; c++) all.write(c, double(rows), moments + c, moments + channels + c);
+}
+
+// 3×3 pooling of C channels with padding 1 that does not count: the largest value (`largest`), or
+// the mean; and the moments of the result, unless null.
+template <class T, class Visit>
+void by_window(const Shape &s, Visit visit) {
+  const long rows = s.out(s.height), cols = s.out(s.width);
 #pragma omp parallel for schedule(static)
-  for (long r = 0; r < rows; r++) {
-    const T *own = x + r * channels;
-    T *to = of_x + r * channels;
-    for (long c = 0; c < channels; c++) to[c] = times_x[c] * (own[c] - middle[c]) + constant[c];
-    for (long e = 0; e < copies; e++) {
-      const T *given = g + r * wide + e * channels, *factor = times_g.data() + e * channels;
-      for (long c = 0; c < channels; c++) to[c] += factor[c] * given[c];
+  for (long n = 0; n < s.n; n++)
+    for (long oy = 0; oy < rows; oy++)
+      for (long ox = 0; ox < cols; ox++) {
+        const long y = oy * s.stride - 1, x = ox * s.stride - 1;
+        const long top = std::max(0L, y), bottom = std::min(s.height, y + 3);
+        const long left = std::max(0L, x), right = std::min(s.width, x + 3);
+        const long start = ((n * s.height + top) * s.width + left) * s.channels;
+        by_channel<T>(s.channels, [&]<long N>(long c) {
+          visit.template operator()<N>(((n * rows + oy) * cols + ox) * s.channels + c, start + c,
+                                       bottom - top, right - left);
+        });
+      }
+}
+
+template <class T> void pool(const Shape &s, long largest, const T *x, T *y, T *of_y) {
+  const long line = s.width * s.channels;
+  by_window<T>(s, [&]<long N>(long to, long from, long height, long width) {
+    P<T, N> value = as<N>(x + from), sum = {};
+    for (long i = 0; i < height; i++)
+      for (long j = 0; j < width; j++) {
+        const P<T, N> next = as<N>(x + from + i * line + j * s.channels);
+        // Whoever has met a value that is no number keeps it.
+        value = (next > value) | (next != next) ? next : value;
+        sum += next;
+      }
+    as<N>(y + to) = largest ? value : sum / T(height * width);
+  });
+  if (of_y) moments(s.n * s.out(s.height) * s.out(s.width), s.channels, y, of_y);
+}
+
+// Adds to gx the gradient for x; of equal values the first is the largest.
+template <class T> void pool_backward(const Shape &s, long largest, const T *x, const T *y, const T *g, T *gx) {
+  const long line = s.width * s.channels;
+  by_window<T>(s, [&]<long N>(long to, long from, long height, long width) {
+    P<T, N> given = as<N>(g + to);
+    const P<T, N> value = as<N>(y + to);
+    if (!largest) given /= T(height * width);
+    for (long i = 0; i < height; i++)
+      for (long j = 0; j < width; j++) {
+        const long at = from + i * line + j * s.channels;
+        if (!largest) {
+          as<N>(gx + at) += given;
+          continue;
+        }
+        const auto found = as<N>(x + at) == value;
+        as<N>(gx + at) += found ? given : P<T, N>{};
+        given = found ? P<T, N>{} : given;
+      }
+  });
+}
+
+// Results, each a term on several edges: all edges have its C channels, or each edge a block of C.
+template <class T> struct Parts {
+  long count, channels;
+  const long *edges, *edge; // how many of each part, and the edges of all parts, one after the other
+  const T *const *y;
+  const long *width; // of a pixel of y
+  const T *const *moments; // mean and variance, one after the other
+  const double *eps;
+  const long *fixed;
+  const T *const *weight, *const *bias;
+  const T *scale; // of each edge of each part
+};
+
+// A part on one edge. `slot`: the first term that has the same x.
+template <class T> struct Term {
+  long edge, stride, slot;
+  const T *x;
+  Norm<T> norm;
+};
+
+template <class T> std::vector<Term<T>> terms_of(const Parts<T> &parts) {
+  std::vector<Term<T>> terms;
+  for (long p = 0; p < parts.count; p++) {
+    const long first = terms.size(), width = parts.width[p];
+    for (long e = 0; e < parts.edges[p]; e++) {
+      const long i = first + e, own = e * parts.channels, block = width == parts.channels ? 0 : own;
+      auto moved = [](const T *start, long by) { return start ? start + by : nullptr; };
+      const Norm<T> norm{moved(parts.moments[p], block),
+                         moved(parts.moments[p], block + width),
+                         parts.eps[p],
+                         moved(parts.weight[p], own),
+                         moved(parts.bias[p], own),
+                         moved(parts.scale, i),
+                         parts.fixed[p]};
+      terms.push_back({parts.edge[i], width, block ? i : first, parts.y[p] + block, norm});
     }
+  }
+  return terms;
+}
+
+// to_e = from_e + Σ_i norm_i(x_i) over the terms i of edge e; from_e may be null.
+template <class T>
+void mix(const Parts<T> &parts, long rows, long edges, const T *const *from, T *const *to) {
+  const auto terms = terms_of(parts);
+  const long channels = parts.channels;
+  std::vector<T> factors(terms.size() * channels), constants(edges * channels), offset(channels);
+  for (const auto &term : terms) {
+    T *factor = factors.data() + (&term - terms.data()) * channels;
+    term.norm.write(channels, factor, offset.data());
+    for (long c = 0; c < channels; c++) constants[term.edge * channels + c] += offset[c];
+  }
+  by_block(rows, [&](long first, long last) {
+    by_channel<T>(channels, [&]<long N>(long c) {
+      for (long e = 0; e < edges; e++) {
+        const P<T, N> constant = as<N>(constants.data() + e * channels + c);
+        for (long r = first; r < last; r++)
+          as<N>(to[e] + r * channels + c) =
+              from[e] ? as<N>(from[e] + r * channels + c) + constant : constant;
+      }
+      const T *factors_of = factors.data() + c;
+      for (const auto &term : terms) {
+        const P<T, N> factor = as<N>(factors_of);
+        const T *x = term.x + c;
+        T *sum = to[term.edge] + c;
+        const long stride = term.stride;
+        for (long r = first; r < last; r++)
+          as<N>(sum + r * channels) += factor * as<N>(x + r * stride);
+        factors_of += channels;
+      }
+    });
+  });
+}
+
+// Of the terms of `mix` what `Norm::differentiate` finds, for the gradients g given for the edges.
+// factors: factor, slope and offset of every term, the latter two where its slot says.
+template <class T>
+void mix_backward(const Parts<T> &parts, long rows, const T *const *g, T *factors, T *of_weight,
+                  T *of_bias) {
+  const auto terms = terms_of(parts);
+  const long channels = parts.channels, wide = terms.size() * channels;
+  Sums<double> all(2 * wide);
+  by_block(rows, [&](long first, long last) {
+    double *own = all.own();
+    by_channel<T>(channels, [&]<long N>(long c) {
+      double *sum = own + c;
+      for (const auto &term : terms) {
+        const T *given = g[term.edge] + first * channels + c;
+        const long stride = term.stride;
+        const T *x = term.x + first * stride + c;
+        const P<T, N> centre = term.norm.mean ? as<N>(term.norm.mean + c) : P<T, N>{};
+        pair_sums<T, N>(last - first, [&](long r) {
+          const P<T, N> value = as<N>(given + r * channels);
+          return Pair<T, N>{value, value * (as<N>(x + r * stride) - centre)};
+        }).add_to(sum, sum + wide);
+        sum += channels;
+      }
+    });
+  });
+  const double *sums = all.total();
+  std::fill(factors + wide, factors + 3 * wide, T(0));
+  long at = 0;
+  for (const auto &term : terms) {
+    T *slope = factors + wide + term.slot * channels;
+    term.norm.differentiate(channels, rows, sums + at, sums + wide + at, factors + at, slope,
+                            slope + wide, of_weight + at, of_bias + at);
+    at += channels;
   }
 }
 
+// Writes, or adds to gx, the gradient for y behind the norms of several edges, C channels each: of
+// a block of y each, or of all y.
 template <class T>
-void forward_any(const Shape *s, const T *x, const T *factor, const T *offset, const T *wd,
-                 const T *wp, T *y) {
-  const Input<T> input{x, factor, offset, *s};
-  s->kernel == 3 ? forward<T, 3>(*s, input, wd, wp, y) : forward<T, 5>(*s, input, wd, wp, y);
+void norm_backward(long rows, long edges, long channels, const Gradient<T> &given, long adds,
+                   T *gx) {
+  const long width = given.width, copies = edges * channels / width;
+  by_block(rows, [&](long first, long last) {
+    for (long e = 0; e < edges; e += copies)
+      by_channel<T>(channels, [&]<long N>(long c) {
+        const long block = copies == 1 ? e * channels : 0;
+        for (long r = first; r < last; r++) {
+          P<T, N> sum = given.template read<N>(r, e, block, c);
+          for (long i = e + 1; i < e + copies; i++)
+            sum += as<N>(given.factors + i * channels + c) *
+                   as<N>(given.given[i] + r * given.stride + c);
+          T *to = gx + r * width + block + c;
+          as<N>(to) = adds ? as<N>(to) + sum : sum;
+        }
+      });
+  });
 }
 
+// A pointwise convolution of relu(x), from R to C channels, works on this many pixels together.
+constexpr long PIXELS = 32;
+
+// to[r][·] = relu(x[r][·]), to[r] of `lanes` values.
+template <class T> void rectify(T *to, long lanes, const T *x, long rows, long read) {
+  for (long r = 0; r < rows; r++)
+    by_channel<T>(read, [&]<long N>(long c) {
+      const P<T, N> value = as<N>(x + r * read + c);
+      as<N>(to + r * lanes + c) = value < 0 ? P<T, N>{} : value;
+    });
+}
+
+// y, and the mean and biased variance of each of its channels, one after the other, unless null.
 template <class T>
-void backward_any(const Shape *s, const T *x, const T *factor, const T *offset, const T *wd,
-                  const T *wp, const T *g, T *gx, T *gwd, T *gwp) {
-  const Input<T> input{x, factor, offset, *s};
-  s->kernel == 3 ? backward<T, 3>(*s, input, wd, wp, g, gx, gwd, gwp)
-                 : backward<T, 5>(*s, input, wd, wp, g, gx, gwd, gwp);
+void project(long rows, long read, long channels, const T *x, const T *weight, T *y, T *of_y) {
+  const long lanes = padded(channels, LANES<T>), inner = padded(read, LANES<T>);
+  Scratch<T> memory;
+  T *matrix = memory.get(read * lanes);
+  for (long o = 0; o < channels; o++)
+    for (long i = 0; i < read; i++) matrix[i * lanes + o] = weight[o * read + i];
+  Sums<double> sums(2 * lanes);
+  by_block<PIXELS>(rows, [&](long first, long last) {
+    static thread_local Scratch<T> own_memory;
+    T *input = own_memory.get(PIXELS * (inner + lanes)), *result = input + PIXELS * inner;
+    rectify(input, inner, x + first * read, last - first, read);
+    pointwise_row(result, input, inner, matrix, last - first, read, lanes);
+    for (long r = first; r < last; r++)
+      by_channel<T>(channels, [&]<long N>(long c) {
+        as<N>(y + r * channels + c) = as<N>(result + (r - first) * lanes + c);
+      });
+    if (!of_y) return;
+    Moments<T> own{sums.own(), sums.own() + lanes};
+    for (long v = 0; v < lanes; v += LANES<T>)
+      own.template add<LANES<T>>(result + v, lanes, last - first, v);
+  });
+  if (!of_y) return;
+  double *total = sums.total();
+  const Moments<T> all{total, total + lanes};
+  for (long c = 0; c < channels; c++) all.write(c, double(rows), of_y + c, of_y + channels + c);
+}
+
+// Gradients for x and the weight, those that are not null.
+template <class T>
+void project_backward(long rows, long read, long channels, const T *x, const T *weight,
+                      const Gradient<T> &given, T *gx, T *gweight) {
+  const long lanes = padded(channels, LANES<T>), inner = padded(read, LANES<T>);
+  Scratch<T> memory;
+  T *matrix = memory.get(channels * inner);
+  for (long o = 0; o < channels; o++) std::copy_n(weight + o * read, read, matrix + o * inner);
+  Sums<T> sums(channels * inner);
+  by_block<PIXELS>(rows, [&](long first, long last) {
+    static thread_local Scratch<T> own_memory;
+    T *input = own_memory.get(PIXELS * (2 * inner + lanes)), *spread = input + PIXELS * inner;
+    T *gradient = spread + PIXELS * inner;
+    for (long r = first; r < last; r++)
+      by_channel<T>(channels, [&]<long N>(long c) {
+        as<N>(gradient + (r - first) * lanes + c) = given.template read<N>(r, 0, 0, c);
+      });
+    if (gweight) {
+      rectify(input, inner, x + first * read, last - first, read);
+      add_outer(sums.own(), gradient, lanes, input, last - first, channels, inner);
+    }
+    if (!gx) return;
+    pointwise_row(spread, gradient, lanes, matrix, last - first, channels, inner);
+    for (long r = first; r < last; r++)
+      by_channel<T>(read, [&]<long N>(long c) {
+        const P<T, N> value = as<N>(spread + (r - first) * inner + c);
+        as<N>(gx + r * read + c) = as<N>(x + r * read + c) <= 0 ? P<T, N>{} : value;
+      });
+  });
+  if (!gweight) return;
+  const T *total = sums.total();
+  for (long o = 0; o < channels; o++) std::copy_n(total + o * inner, read, gweight + o * read);
 }
 
 } // namespace
 
 #define EXPORT(T)                                                                                  \
-  extern "C" void forward_##T(const Shape *s, const T *x, const T *factor, const T *offset,        \
-                              const T *wd, const T *wp, T *y) {                                    \
-    forward_any(s, x, factor, offset, wd, wp, y);                                                  \
+  extern "C" void forward_##T(const Shape *s, const T *x, const T *mean, double eps,               \
+                              const T *weight, const T *bias, const T *const *wd,                  \
+                              const T *const *wp, T *y, T *moments) {                              \
+    const T *var = mean ? mean + s->read() : nullptr;                                              \
+    const Input<T> input(x, *s, {mean, var, eps, weight, bias, nullptr, 0});                       \
+    s->kernel == 3 ? forward<T, 3>(*s, input, wd, wp, y, moments)                                  \
+                   : forward<T, 5>(*s, input, wd, wp, y, moments);                                 \
   }                                                                                                \
-  extern "C" void backward_##T(const Shape *s, const T *x, const T *factor, const T *offset,       \
-                               const T *wd, const T *wp, const T *g, T *gx, T *gwd, T *gwp) {      \
-    backward_any(s, x, factor, offset, wd, wp, g, gx, gwd, gwp);                                   \
+  extern "C" void backward_##T(const Shape *s, const T *x, const T *mean,                         \
+                               double eps, const T *weight, const T *bias, const T *const *wd,     \
+                               const T *const *wp, const T *const *g, long stride, const T *y,     \
+                               const T *factors, long distance, T *gx, long fixed, T *slopes,      \
+                               T *of_weight, T *of_bias, T *gwd, T *gwp) {                         \
+    const T *var = mean ? mean + s->read() : nullptr;                                              \
+    const Norm<T> norm{mean, var, eps, weight, bias, nullptr, fixed};                              \
+    const Input<T> input(x, *s, norm);                                                             \
+    const Gradient<T> given{g, stride, y, factors, distance, s->written()};                        \
+    const long width = s->read();                                                                  \
+    std::vector<double> sums(2 * width);                                                           \
+    s->kernel == 3                                                                                 \
+        ? backward<T, 3>(*s, input, mean, wd, wp, given, gx, sums.data(), gwd, gwp)                \
+        : backward<T, 5>(*s, input, mean, wd, wp, given, gx, sums.data(), gwd, gwp);               \
+    if (!mean) return;                                                                             \
+    std::fill_n(slopes, 3 * width, T(0));                                                          \
+    norm.differentiate(width, s->n * s->height * s->width, sums.data(), sums.data() + width,       \
+                       slopes, slopes + width, slopes + 2 * width, of_weight, of_bias);            \
   }                                                                                                \
-  extern "C" void moments_##T(long rows, long channels, const T *x, T *mean, T *var) {             \
-    moments(rows, channels, x, mean, var);                                                         \
+  extern "C" void project_##T(long rows, long read, long channels, const T *x, const T *weight,    \
+                              T *y, T *moments) {                                                  \
+    project(rows, read, channels, x, weight, y, moments);                                          \
   }                                                                                                \
-  extern "C" void weighted_sum_##T(long count, long rows, long channels, const long *widths,       \
-                                   const T *const *terms, const T *const *factors,                 \
-                                   const T *offset, T *total) {                                    \
-    weighted_sum(count, rows, channels, widths, terms, factors, offset, total);                    \
+  extern "C" void project_backward_##T(long rows, long read, long channels, const T *x,            \
+                                       const T *weight, const T *const *g, const T *y,             \
+                                       const T *factors, T *gx, T *gweight) {                      \
+    const Gradient<T> given{g, channels, y, factors, channels, channels};                          \
+    project_backward(rows, read, channels, x, weight, given, gx, gweight);                         \
   }                                                                                                \
-  extern "C" void norm_backward_##T(long rows, long channels, long copies, const T *g, const T *x, \
-                                    const T *mean, const T *scale, const T *weight, T *of_x,       \
-                                    T *of_weight, T *of_bias) {                                    \
-    norm_backward(rows, channels, copies, g, x, mean, scale, weight, of_x, of_weight, of_bias);    \
+  extern "C" void moments_##T(long rows, long channels, const T *x, T *of_x) {                     \
+    moments(rows, channels, x, of_x);                                                              \
+  }                                                                                                \
+  extern "C" void pool_##T(const Shape *s, long largest, const T *x, T *y, T *moments) {           \
+    pool(*s, largest, x, y, moments);                                                              \
+  }                                                                                                \
+  extern "C" void pool_backward_##T(const Shape *s, long largest, const T *x, const T *y,          \
+                                    const T *g, T *gx) {                                           \
+    pool_backward(*s, largest, x, y, g, gx);                                                       \
+  }                                                                                                \
+  extern "C" void norm_backward_##T(long rows, long width, long edges, long channels,              \
+                                    const T *const *g, long stride, const T *y, const T *factors,  \
+                                    long distance, long adds, T *gx) {                             \
+    const Gradient<T> given{g, stride, y, factors, distance, width};                               \
+    norm_backward(rows, edges, channels, given, adds, gx);                                         \
+  }                                                                                                \
+  extern "C" void mix_##T(long count, long channels, const long *edges, const long *edge,          \
+                          const T *const *y, const long *width, const T *const *moments,           \
+                          const double *eps, const long *fixed, const T *const *weight,            \
+                          const T *const *bias, const T *scale, long rows, long sums,              \
+                          const T *const *from, T *const *to) {                                    \
+    const Parts<T> parts{count,   channels, edges, edge,   y,    width,                            \
+                         moments, eps,      fixed, weight, bias, scale};                           \
+    mix(parts, rows, sums, from, to);                                                              \
+  }                                                                                                \
+  extern "C" void mix_backward_##T(                                                                \
+      long count, long channels, const long *edges, const long *edge, const T *const *y,           \
+      const long *width, const T *const *moments, const double *eps, const long *fixed,            \
+      const T *const *weight, const T *const *bias, const T *scale, long rows, const T *const *g,  \
+      T *factors, T *of_weight, T *of_bias) {                                                      \
+    const Parts<T> parts{count,   channels, edges, edge,   y,    width,                            \
+                         moments, eps,      fixed, weight, bias, scale};                           \
+    mix_backward(parts, rows, g, factors, of_weight, of_bias);                                     \
   }
 
 EXPORT(float)

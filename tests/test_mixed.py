@@ -1,0 +1,379 @@
+"""Mixed operations, compiled and composed, against the operations one by one."""
+
+import ast
+import copy
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ssnas import fused, kernels
+from ssnas.mixed import Source, Term, add_mixed, project
+from ssnas.norms import Norm
+from ssnas.operations import ConvNorm, build
+from ssnas.space import OPS
+
+compiled = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler")
+SIZES = [(8, 8), (9, 7), (1, 2), (5, 12)]
+MODES = ["train", "eval", "frozen"]
+REAL = [op for op in OPS if op != "none"]
+
+
+@pytest.fixture(params=[pytest.param("compiled", marks=compiled), "composed"])
+def path(request, monkeypatch):
+    if request.param == "composed":
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    return request.param
+
+
+@pytest.fixture
+def fresh():
+    """`library` as in a new process."""
+    kernels.library.cache_clear()
+    yield
+    kernels.library.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def images(channels, size, n=3, dtype=torch.float64):
+    x = 2 * torch.randn(n, channels, *size, dtype=dtype) - 0.5
+    return x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+def operations(name, count, channels, stride=1, affine=False, mode="train", dtype=torch.float64):
+    """Operations with weights and statistics of their own, but poolings alike, as in a cell."""
+    ops = [build(name, channels, stride, affine).to(dtype) for _ in range(count)]
+    for op in ops:
+        for norm in (m for m in op.modules() if isinstance(m, Norm)):
+            if "pool" not in name:
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.5, 2)
+            norm.track_running_stats = mode != "frozen"
+            for parameter in norm.parameters():
+                nn.init.normal_(parameter)
+        op.train(mode != "eval")
+    return ops
+
+
+def one_by_one(sums, x, terms, scales=None):
+    """What `add_mixed` is defined as."""
+    found = list(sums)
+    for index, term in enumerate(terms):
+        for position, (op, edge) in enumerate(zip(term.ops, term.edges, strict=True)):
+            value = op(x) if scales is None else scales[index][position] * op(x)
+            found[edge] = value if found[edge] is None else found[edge] + value
+    return found
+
+
+def assert_same(actual, expected, tolerance=1e-9):
+    assert actual.shape == expected.shape
+    assert actual.isfinite().all()
+    largest = expected.abs().max().clamp(min=1e-6)
+    assert (actual - expected).abs().max() <= tolerance * largest
+
+
+def assert_as_defined(sums, x, terms, scales=None, tolerance=1e-9, wanted=None):
+    """Results, gradients of all (or the wanted) inputs, and running statistics."""
+    twins = copy.deepcopy(terms)
+    results, gradients = [], []
+    for function, own in ((one_by_one, twins), (add_mixed, terms)):
+        given = [None if total is None else total.clone() for total in sums]
+        new = function(given, x, own, scales)
+        weights = [w for term in own for op in term.ops for w in op.parameters()]
+        inputs = [x, *(total for total in sums if total is not None), *(scales or []), *weights]
+        inputs = [t for t in inputs if t.requires_grad] if wanted is None else wanted
+        torch.manual_seed(1)
+        loss = sum((t * torch.randn(t.shape).to(t)).sum() for t in new if t is not None)
+        results.append([t for t in new if t is not None])
+        gradients.append(torch.autograd.grad(loss, inputs))
+    for expected, actual in zip(*results, strict=True):
+        assert_same(actual, expected, tolerance)
+    # A batch norm takes away what would change its mean: such gradients are rounding errors.
+    largest = max(gradient.abs().max() for gradient in gradients[0])
+    for expected, actual in zip(*gradients, strict=True):
+        assert actual.shape == expected.shape
+        scale = expected.abs().max().clamp(min=1e-3 * largest)
+        assert (actual - expected).abs().max() <= tolerance * scale
+    for term, twin in zip(terms, twins, strict=True):
+        for op, peer in zip(term.ops, twin.ops, strict=True):
+            for (name, own), other in zip(op.named_buffers(), peer.buffers(), strict=True):
+                torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance, msg=name)
+
+
+# Sizes that fill whole vectors of eight doubles, more than one, and parts of one.
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("channels", "count"), [(3, 1), (8, 3), (20, 2)])
+@pytest.mark.parametrize("name", REAL)
+def test_each_operation(path, name, channels, count, stride, size):
+    terms = [Term(operations(name, count, channels, stride), tuple(range(count)))]
+    scales = [torch.randn(count).double().requires_grad_()]
+    assert_as_defined([None] * count, images(channels, size), terms, scales)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_all_operations_together(path, stride, affine, mode):
+    """Each on other edges, added to sums that some nodes have already."""
+    edges = [(0, 1, 2), (1,), (0, 2), (2, 1), (0,), (1, 2), (0, 1)]
+    terms = [
+        Term(operations(name, len(own), 5, stride, affine, mode), own)
+        for name, own in zip(REAL, edges, strict=True)
+    ]
+    halved = [5, 4] if stride == 2 else [9, 7]
+    sums = [images(5, halved), None, images(5, halved), None]
+    scales = None if affine else [torch.randn(len(own)).double().requires_grad_() for own in edges]
+    x = images(5, (9, 7))
+    assert_as_defined(sums, x, terms, scales)
+    assert add_mixed([None] * 4, x, terms, scales)[3] is None
+
+
+@compiled
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", ["sep_conv_5x5", "dil_conv_3x3", "max_pool_3x3"])
+def test_bands_of_a_large_image_meet(name, stride):
+    """A band has half a megabyte: these images have several."""
+    terms = [Term(operations(name, 2, 8, stride), (0, 1))]
+    assert_as_defined([None, None], images(8, (151, 67), n=2), terms)
+
+
+@compiled
+@pytest.mark.parametrize("name", REAL)
+def test_single_precision(name):
+    terms = [Term(operations(name, 3, 16, dtype=torch.float32), (0, 1, 2))]
+    x = images(16, (16, 16), dtype=torch.float32)
+    assert_as_defined([None] * 3, x, terms, tolerance=2e-5)
+
+
+@compiled
+def test_only_the_gradients_that_are_needed():
+    ops = operations("sep_conv_3x3", 2, 4, mode="frozen")
+    x, scale = images(4, (6, 5)), torch.randn(2).double().requires_grad_()
+    terms = [Term(ops, (0, 1)), Term(operations("avg_pool_3x3", 2, 4, mode="frozen"), (0, 1))]
+    scales = [scale, torch.ones(2).double()]
+    everything = [x, *(weight for op in ops for weight in op.parameters()), scale]
+    for wanted in ([x], [scale], [ops[1].first.depthwise.weight], [ops[0].second.pointwise.weight]):
+        for tensor in everything:
+            tensor.requires_grad_(any(tensor is own for own in wanted))
+        expected = one_by_one([None, None], x, terms, scales)
+        actual = add_mixed([None, None], x, terms, scales)
+        direction = torch.randn(expected[0].shape).double()
+        loss, peer = ((own[0] * direction + own[1] ** 2).sum() for own in (actual, expected))
+        assert_same(torch.autograd.grad(loss, wanted)[0], torch.autograd.grad(peer, wanted)[0])
+
+
+@compiled
+def test_contiguous_images_are_accepted():
+    x = images(4, (6, 5)).detach().contiguous().requires_grad_()
+    sums = [torch.randn(3, 4, 6, 5).double().requires_grad_()]
+    assert_as_defined(sums, x, [Term(operations("sep_conv_3x3", 1, 4), (0,))])
+
+
+def test_gradients_of_gradients(path):
+    """The compiled ones have none, and say so."""
+    x = images(2, (3, 4))
+    (y,) = add_mixed([None], x, [Term(operations("dil_conv_3x3", 1, 2), (0,))])
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    if path == "composed":
+        assert torch.autograd.grad(gradient.square().sum(), x)[0].any()
+    else:
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.square().sum().backward()
+
+
+def test_a_scale_of_affine_norms_is_refused(path):
+    terms = [Term(operations("sep_conv_3x3", 1, 2, affine=True), (0,))]
+    with pytest.raises(ValueError, match="affine"):
+        add_mixed([None], images(2, (3, 4)), terms, [torch.ones(1).double()])
+
+
+def test_without_terms_nothing_is_added(path):
+    total = torch.randn(2, 3, 4, 4)
+    assert add_mixed([total, None], images(3, (4, 4)), []) == [total, None]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(("read", "channels"), [(3, 8), (8, 3), (20, 17), (64, 16), (40, 40)])
+def test_a_projection_is_relu_convolution_and_norm(path, read, channels, affine, mode):
+    peer = ConvNorm(read, channels, affine).double()
+    for parameter in peer.norm.parameters():
+        nn.init.normal_(parameter)
+    peer.train(mode != "eval")
+    peer.norm.track_running_stats = mode != "frozen"
+    own, x, results = copy.deepcopy(peer), images(read, (7, 9)), []
+    for module in (peer, own):
+        kernel = module.pointwise.weight
+        y = module(x) if module is peer else project(x, kernel, module.norm)
+        torch.manual_seed(1)
+        inputs = [x, *module.parameters()]
+        results.append([y, *torch.autograd.grad((y * torch.randn(y.shape)).sum(), inputs)])
+        results[-1] += list(module.buffers())
+    for expected, actual in zip(*results, strict=True):
+        assert_same(actual.double(), expected.double())
+
+
+@compiled
+@pytest.mark.parametrize("frozen", ["x", "kernel"])
+def test_a_projection_finds_only_what_is_needed(frozen):
+    module, x = ConvNorm(6, 4, affine=False).double(), images(6, (3, 3))
+    named = {"x": x, "kernel": module.pointwise.weight}
+    named[frozen].requires_grad_(False)
+    (wanted,) = (tensor for name, tensor in named.items() if name != frozen)
+    y = [project(x, module.pointwise.weight, module.norm), module(x)]
+    direction = torch.randn(y[0].shape)
+    assert_same(*(torch.autograd.grad((own * direction).sum(), wanted)[0] for own in y))
+
+
+def test_the_first_of_equal_values_is_the_largest(path):
+    """As PyTorch has it, whose gradients of images with flat areas must be ours."""
+    x = torch.ones(1, 1, 4, 4).double().requires_grad_()
+    pool = operations("max_pool_3x3", 1, 1, mode="eval")
+    (y,) = add_mixed([None], x, [Term(pool, (0,))])
+    expected = torch.tensor([[4.0, 2, 2, 0], [2, 1, 1, 0], [2, 1, 1, 0], [0, 0, 0, 0]])
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(gradient[0, 0], expected / (1 + 1e-5) ** 0.5, check_dtype=False)
+
+
+def test_a_single_value_has_no_variance(path):
+    terms = [Term(operations("dil_conv_3x3", 1, 3), (0,))]
+    with pytest.raises(ValueError, match=r"more than (one|1) value"):
+        add_mixed([None], images(3, (1, 1), n=1), terms)
+
+
+@compiled
+@pytest.mark.parametrize("name", ["max_pool_3x3", "dil_conv_3x3"])
+def test_moments_far_from_zero_keep_their_digits(name):
+    """The naive Σx² − (Σx)²/n has none left here."""
+    (op,) = operations(name, 1, 5, dtype=torch.float32)
+    op.norm.momentum = 1.0
+    if name == "dil_conv_3x3":
+        nn.init.dirac_(op.depthwise.weight, groups=5)
+        nn.init.dirac_(op.pointwise.weight)
+    x = torch.randn(8, 5, 40, 40) + 1000
+    add_mixed([None], x, [Term([op], (0,))])
+    value = (op.pool(x) if name == "max_pool_3x3" else x).double()
+    var, mean = torch.var_mean(value, dim=(0, 2, 3))
+    torch.testing.assert_close(op.norm.running_mean.double(), mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(op.norm.running_var.double(), var, rtol=1e-4, atol=0)
+
+
+@compiled
+@pytest.mark.parametrize("name", REAL)
+def test_a_broken_number_is_not_hidden(name):
+    """A search stops at a loss that is not finite, so every operation must let NaN pass."""
+    x = images(4, (8, 8)).detach()
+    x[0, 0, 4, 4] = torch.nan
+    ops = operations(name, 1, 4, mode="eval")
+    (y,) = add_mixed([None], x, [Term(ops, (0,))])
+    assert y[0].isnan().any()
+    assert not y[1].isnan().any()
+
+
+@compiled
+def test_the_number_of_threads_changes_nothing():
+    before, results = torch.get_num_threads(), []
+    x = images(8, (16, 16), n=5)
+    terms = [Term(operations(name, 2, 8, mode="frozen"), (0, 1)) for name in REAL]
+    inputs = [x, *(weight for term in terms for op in term.ops for weight in op.parameters())]
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            y = add_mixed([None, None], x, terms)
+            loss = sum(own.square().sum() for own in y)
+            results.append((*y, *torch.autograd.grad(loss, inputs)))
+    finally:
+        torch.set_num_threads(before)
+    for one, several in zip(*results, strict=True):
+        torch.testing.assert_close(one, several, rtol=1e-10, atol=1e-10)
+
+
+def test_one_relu_serves_all_readers():
+    source = Source(torch.randn(1, 2, 3, 3))
+    assert source.rectified() is source.rectified()
+    assert source.rectified(3) is source.rectified(3)
+    assert torch.equal(source.rectified(3), torch.cat([source.x.relu()] * 3, dim=1))
+    blocks = Source(torch.randn(1, 4, 3, 3), blocks=2)
+    assert torch.equal(blocks.rectified(2), blocks.x.relu())
+
+
+@compiled
+def test_mixed_precision_is_composed(monkeypatch):
+    monkeypatch.setattr(fused, "mix", None)
+    ops = operations("dil_conv_3x3", 1, 4, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (y,) = add_mixed([None], images(4, (4, 4), dtype=torch.float32), [Term(ops, (0,))])
+    assert y.dtype == torch.bfloat16
+
+
+# Building
+
+
+@compiled
+def test_built_once(fresh, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kernels.library() is kernels.library()
+    (built,) = (tmp_path / "ssnas").iterdir()
+    kernels.library.cache_clear()
+    monkeypatch.setattr(kernels, "_build", None)
+    assert kernels.library()._name == str(built)
+
+
+@compiled
+def test_a_changed_source_is_built_anew(fresh, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = kernels.library()._name
+    changed = tmp_path / "kernels.cpp"
+    changed.write_text(kernels.SOURCE.read_text() + "// another\n")
+    monkeypatch.setattr(kernels, "SOURCE", changed)
+    kernels.library.cache_clear()
+    assert kernels.library()._name != first
+
+
+def test_a_compiler_that_fails_is_said_once(fresh, monkeypatch, tmp_path, caplog):
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        "#!/bin/sh\n[ $1 = --version ] && exit 0\necho 'no such flag' >&2; exit 1\n"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        assert kernels.library() is None
+        assert kernels.library() is None
+    (record,) = caplog.records
+    assert "no such flag" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"), [({"SSNAS_NATIVE": "0"}, False), ({"CXX": "no-such-compiler"}, True)]
+)
+def test_without_kernels(fresh, monkeypatch, caplog, variables, says):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with caplog.at_level(logging.WARNING):
+        assert kernels.library() is None
+    assert ("g++" in caplog.text) is says
+    terms = [Term(operations("sep_conv_3x3", 2, 4), (0, 1))]
+    assert_as_defined([None, None], images(4, (6, 5)), terms)
+
+
+@compiled
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc")
+def test_one_openmp_runtime():
+    """A second one's threads would fight with PyTorch's for the cores."""
+    script = (
+        "from ssnas import kernels; assert kernels.library()\n"
+        "print({line.split()[-1] for line in open('/proc/self/maps') if 'omp.so' in line})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert len(ast.literal_eval(done.stdout)) == 1
