@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssnas.errors import InputError
-from ssnas.mixed import Term, accumulate, add_mixed, project
+from ssnas.mixed import Term, accumulate, add_mixed
 from ssnas.operations import (
     ConvNorm,
     FactorizedReduce,
@@ -147,7 +147,7 @@ class Cell(nn.Module):
         Returns:
             (N, 4 C, H', W'), H' = H of `s1`, halved (rounded up) in a reduction cell.
         """
-        states = [_adapted(self.preprocess0, s0), _adapted(self.preprocess1, s1)]
+        states = self._inputs(s0, s1)
         scales = None if weights is None else [row.unbind() for row in weights.unbind()]
         sums: list[Tensor | None] = [None] * NUM_NODES
         bypassed: list[Tensor | None] = [None] * NUM_NODES
@@ -171,6 +171,16 @@ class Cell(nn.Module):
                 states.append(sums[node])
         return _Concatenate.apply(*states[NUM_INPUTS:])
 
+    def _inputs(self, s0: Tensor, s1: Tensor) -> list[Tensor]:
+        """The cell's inputs, brought to its channels and size."""
+        first, second = self.preprocess0, self.preprocess1
+        if s0 is s1 and type(first) is type(second):
+            return add_mixed([None, None], s0, [Term([first, second], (0, 1))])
+        return [
+            *add_mixed([None], s0, [Term([first], (0,))]),
+            *add_mixed([None], s1, [Term([second], (0,))]),
+        ]
+
     def _terms(
         self, start: int, scales: list[tuple[Tensor, ...]] | None
     ) -> tuple[list[Term], list[Tensor] | None]:
@@ -185,13 +195,6 @@ class Cell(nn.Module):
                 weights = [scales[edge][self._ops[edge].index(name)] for edge in edges]
                 own.append(torch.stack(weights))
         return terms, own if own else None
-
-
-def _adapted(preprocess: ConvNorm | FactorizedReduce, x: Tensor) -> Tensor:
-    """An input of the cell, brought to its channels and size."""
-    if isinstance(preprocess, FactorizedReduce):
-        return project(*preprocess.as_projection([preprocess], x), preprocess.norm)
-    return project(x, preprocess.pointwise.weight, preprocess.norm)
 
 
 def _edges_by_operation(

@@ -143,21 +143,21 @@ class _Given:
 
 
 class _Backward:
-    """What a backward pass starts from, and what it finds: `of_state` and, of `tensors`, `found`.
+    """What a backward pass starts from, and what it finds.
 
     Args:
         needed: for each of `tensors` whether its gradient is.
-        of_state: to be added to, or None where it is not needed.
+
+    Attributes:
+        of_state: the gradient for the state, or None where it is not needed.
+        adds: whether parts add to it, or the only one writes it.
+        found: the gradients for `tensors`.
     """
 
-    def __init__(
-        self,
-        state: Tensor,
-        tensors: Sequence[Tensor],
-        needed: Sequence[bool],
-        of_state: Tensor | None,
-    ) -> None:
-        self.state, self.tensors, self.needed, self.of_state = state, tensors, needed, of_state
+    def __init__(self, state: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool]) -> None:
+        self.state, self.tensors, self.needed = state, tensors, needed
+        self.of_state: Tensor | None = None
+        self.adds = True
         self.found: list[Tensor | None] = [None] * len(tensors)
 
     def needs(self, *places: slice | None) -> bool:
@@ -172,8 +172,8 @@ class Part:
         norms: at its end.
     """
 
-    adds = True
-    """Whether `backward` adds to the gradient for the state or, of an only part, writes it."""
+    whole = False
+    """Whether `backward` can write the gradient for all of the state, instead of adding to it."""
 
     def __init__(self, edges: Sequence[int], norms: _Norms | None = None) -> None:
         self.edges, self.norms = edges, norms
@@ -207,27 +207,6 @@ class State(Part):
     def backward(self, given, kept, to):
         if to.of_state is not None:
             given.write(to.of_state, adds=True)
-
-
-class Computed(Part):
-    """What PyTorch computed, y."""
-
-    def __init__(
-        self, edges: Sequence[int], norms: Sequence[nn.BatchNorm2d], inputs: Inputs, y: Tensor
-    ) -> None:
-        super().__init__(edges, _Norms(norms, inputs))
-        self.y = inputs.add(dense(y))
-
-    def forward(self, state, tensors):
-        (y,) = tensors[self.y]
-        moments, written = self.norms.moments(y)
-        if written is not None:
-            kernels.call("moments", y.dtype, _pixels(y), y.shape[1], y, written)
-        return y, moments, ()
-
-    def backward(self, given, kept, to):
-        if to.needs(self.y):
-            to.found[self.y] = [given.write(torch.empty_like(given.y))]
 
 
 class Pooled(Part):
@@ -294,30 +273,45 @@ class Convolved(Part):
 
 
 class Projected(Part):
-    """A pointwise convolution of relu(x), to other channels, for one sum; the only part."""
+    """Pointwise convolutions of relu(x), with batch norms.
 
-    adds = False
+    Args:
+        kernel: of all edges, (E C', C, 1, 1); at stride 2 (E C', 2 C, 1, 1), for the even pixels
+            of x and, beside them, those diagonally after.
+    """
 
-    def __init__(self, norm: nn.BatchNorm2d, inputs: Inputs, kernel: Tensor) -> None:
-        super().__init__([0], _Norms([norm], inputs))
-        self.kernel = inputs.add(kernel.contiguous())
+    def __init__(
+        self,
+        edges: Sequence[int],
+        norms: Sequence[nn.BatchNorm2d],
+        inputs: Inputs,
+        kernel: Tensor,
+        stride: int,
+    ) -> None:
+        super().__init__(edges, _Norms(norms, inputs))
+        self.kernel, self.stride = inputs.add(kernel.contiguous()), stride
+        self.whole = stride == 1
 
     def forward(self, state, tensors):
         (kernel,) = tensors[self.kernel]
-        y = _result(state, len(kernel))
+        y = _result(state, len(kernel), self.stride)
         moments, written = self.norms.moments(y)
-        kernels.call("project", *self._arguments(state, kernel), y, written)
+        sizes = self._shape(state), len(kernel)
+        kernels.call("project", y.dtype, *sizes, state, kernel, y, written)
         return y, moments, ()
 
-    def _arguments(self, state: Tensor, kernel: Tensor) -> tuple:
-        return state.dtype, _pixels(state), state.shape[1], len(kernel), state, kernel
+    def _shape(self, state: Tensor) -> kernels.Shape:
+        return _shape(state, len(self.edges), True, 1, self.stride, 1)
 
     def backward(self, given, kept, to):
         (kernel,) = to.tensors[self.kernel]
         of_kernel = torch.empty_like(kernel) if to.needs(self.kernel) else None
         if of_kernel is not None or to.of_state is not None:
-            arguments = given.beyond, given.y, given.factors, to.of_state, of_kernel
-            kernels.call("project_backward", *self._arguments(to.state, kernel), *arguments)
+            kernels.call(
+                "project_backward",
+                *(kernel.dtype, self._shape(to.state), len(kernel), to.state, kernel),
+                *(*given.arguments(), to.of_state, to.adds, of_kernel),
+            )
             to.found[self.kernel] = [of_kernel]
 
 
@@ -455,9 +449,10 @@ class _Mixed(torch.autograd.Function):
         found = factors, of_weight, of_bias
         rows = _pixels(gradients[0])
         kernels.call("mix_backward", state.dtype, *arguments, rows, gradients, *found)
-        fresh = torch.zeros_like if parts[0].adds else torch.empty_like
-        of_state = fresh(state) if needs[3] else None
-        to, start = _Backward(state, tensors, needs[5 + count :], of_state), 0
+        to, start = _Backward(state, tensors, needs[5 + count :]), 0
+        to.adds = len(parts) > 1 or not parts[0].whole
+        if needs[3]:
+            to.of_state = torch.zeros_like(state) if to.adds else torch.empty_like(state)
         for part, (y, _, *own) in zip(parts, kept, strict=True):
             where = slice(start, start := start + len(part.edges) * channels)
             if part.norms is not None and part.norms.affine is not None:
@@ -466,7 +461,7 @@ class _Mixed(torch.autograd.Function):
             part.backward(_Given(beyond, channels, y, factors[:, where]), own, to)
         of_scale = of_weight.view(edges, channels).sum(1) if needs[4] else None
         of_sums = [own if need else None for own, need in zip(gradients, needs[5:], strict=False)]
-        return None, None, None, of_state, of_scale, *of_sums, *to.found
+        return None, None, None, to.of_state, of_scale, *of_sums, *to.found
 
 
 def _arguments(

@@ -19,7 +19,7 @@ from torch.nn.functional import conv2d
 from ssnas import fused, kernels
 from ssnas.distributed import active
 from ssnas.norms import batch_norm, joined, record_statistics
-from ssnas.operations import DepthwiseSeparable, FactorizedReduce, Pool, SepConv
+from ssnas.operations import ConvNorm, DepthwiseSeparable, FactorizedReduce, Pool, SepConv
 
 
 @dataclass(frozen=True)
@@ -74,23 +74,6 @@ def add_mixed(
     return compute(sums, state, terms, scales)
 
 
-def project(x: Tensor, kernel: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """norm(convolution(relu(x))) with a pointwise kernel, (C', C, 1, 1).
-
-    Args:
-        x: (N, C, H, W).
-
-    Returns:
-        (N, C', H, W).
-    """
-    if not _usable(x):
-        return batch_norm([norm], conv2d(x.relu(), kernel))
-    inputs = fused.Inputs()
-    parts = [fused.Projected(norm, inputs, kernel)]
-    (y,) = fused.mix(parts, inputs, x, [None], None, len(kernel))
-    return y
-
-
 def _usable(x: Tensor) -> bool:
     """Whether the compiled kernels can take x; they know of the statistics of one process."""
     return kernels.usable(x) and not active()
@@ -134,6 +117,9 @@ def _composed(
         total = totals.get(term.edges)
         totals[term.edges] = value if total is None else total + value
     for edges, total in totals.items():
+        if len(edges) == 1 and found[edges[0]] is None:
+            found[edges[0]] = total
+            continue
         for edge, part in zip(edges, total.chunk(len(edges), dim=1), strict=True):
             found[edge] = accumulate(found[edge], part)
     return found
@@ -149,8 +135,9 @@ def accumulate(total: Tensor | None, value: Tensor, scale: Tensor | None = None)
 def _normalised(term: Term, source: Source, scale: Tensor | None) -> Tensor:
     """The term's values side by side, (N, E C, H', W'), weighted."""
     ops, norms = term.ops, term.norms
-    if isinstance(ops[0], FactorizedReduce):
-        return batch_norm(norms, _reduced(ops, source.x), scale)
+    if isinstance(ops[0], ConvNorm | FactorizedReduce):
+        value = conv2d(ops[0].grids(source.x).relu(), ops[0].joint_kernel(ops))
+        return batch_norm(norms, value, scale)
     if term.layers:
         value = separable(source, term.layers[0])
         for before, layer in pairwise(term.layers):
@@ -167,12 +154,6 @@ def _normalised(term: Term, source: Source, scale: Tensor | None) -> Tensor:
     channels = value.shape[1]
     value = torch.cat([value] * len(ops), dim=1)
     return value if scale is None else value * scale.repeat_interleave(channels)[:, None, None]
-
-
-def _reduced(ops: Sequence[FactorizedReduce], x: Tensor) -> Tensor:
-    """What they give before their batch norms, side by side."""
-    grids, kernel = FactorizedReduce.as_projection(ops, x)
-    return conv2d(grids.relu(), kernel)
 
 
 def separable(source: Source, ops: Sequence[DepthwiseSeparable]) -> Tensor:
@@ -199,7 +180,7 @@ def _fused(
     parts = [_part(term, [entered.index(e) for e in term.edges], state, inputs) for term in terms]
     scale = None if scales is None else joined(scales)
     before = [sums[edge] for edge in entered]
-    new = fused.mix(parts, inputs, state, before, scale, state.shape[1])
+    new = fused.mix(parts, inputs, state, before, scale, _channels(terms, state))
     found = list(sums)
     for edge, total in zip(entered, new, strict=True):
         found[edge] = total
@@ -212,6 +193,13 @@ def _part(term: Term, edges: list[int], state: Tensor, inputs: fused.Inputs) -> 
             return fused.State(edges)
         case Pool() as op:
             return fused.Pooled(edges, term.norms, inputs, op.pool)
-        case FactorizedReduce():
-            return fused.Computed(edges, term.norms, inputs, _reduced(term.ops, state))
+        case ConvNorm() | FactorizedReduce() as op:
+            kernel = op.joint_kernel(term.ops)
+            return fused.Projected(edges, term.norms, inputs, kernel, op.stride)
     return fused.Convolved(edges, term.layers, inputs)
+
+
+def _channels(terms: Sequence[Term], state: Tensor) -> int:
+    """Of the sums: a term changes them only where all do."""
+    norms = terms[0].norms
+    return state.shape[1] if norms is None else norms[0].num_features

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ssnas.norms import Norm
+from ssnas.norms import Norm, joined
 from ssnas.space import OPS
 
 
 class ConvNorm(nn.Module):
     """ReLU, 1×1 convolution, batch norm: brings a cell's input to the cell's channels."""
+
+    stride = 1
 
     def __init__(self, in_channels: int, channels: int, affine: bool) -> None:
         super().__init__()
@@ -27,9 +29,23 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.pointwise(x.relu()))
 
+    @staticmethod
+    def grids(x: Tensor) -> Tensor:
+        return x
+
+    @staticmethod
+    def joint_kernel(ops: Sequence[ConvNorm]) -> Tensor:
+        return joined([op.pointwise.weight for op in ops])
+
 
 class FactorizedReduce(nn.Module):
-    """Halves height and width: ReLU, two 1×1 stride-2 convolutions on shifted grids, batch norm."""
+    """Halves height and width: ReLU, two 1×1 stride-2 convolutions on shifted grids, batch norm.
+
+    Like `ConvNorm`, several of one x are, but for their batch norms, one 1×1 convolution of the
+    rectified `grids` with their `joint_kernel`.
+    """
+
+    stride = 2
 
     def __init__(self, in_channels: int, channels: int, affine: bool) -> None:
         super().__init__()
@@ -44,13 +60,13 @@ class FactorizedReduce(nn.Module):
         return self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
 
     @staticmethod
-    def as_projection(ops: Sequence[FactorizedReduce], x: Tensor) -> tuple[Tensor, Tensor]:
-        """What several of one x are before their batch norms: one 1×1 convolution of both grids.
+    def grids(x: Tensor) -> Tensor:
+        """The pixels that both convolutions read, side by side, (N, 2 C, ⌈H/2⌉, ⌈W/2⌉)."""
+        return _BothGrids.apply(x)
 
-        Returns:
-            the grids side by side, (N, 2 C, H', W'), before the ReLU, and the kernels, half of
-            whose weights are zero, (E C', 2 C, 1, 1).
-        """
+    @staticmethod
+    def joint_kernel(ops: Sequence[FactorizedReduce]) -> Tensor:
+        """Half of the weights are zero, (E C', 2 C, 1, 1)."""
         inputs = ops[0].even.in_channels
         kernels = []
         for op in ops:
@@ -58,7 +74,7 @@ class FactorizedReduce(nn.Module):
                 nn.functional.pad(op.even.weight, (0, 0, 0, 0, 0, inputs)),
                 nn.functional.pad(op.odd.weight, (0, 0, 0, 0, inputs, 0)),
             ]
-        return _BothGrids.apply(x), torch.cat(kernels)
+        return torch.cat(kernels)
 
 
 class _BothGrids(torch.autograd.Function):

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from ssnas import fused, kernels
-from ssnas.mixed import Source, Term, add_mixed, project
+from ssnas.mixed import Source, Term, add_mixed
 from ssnas.norms import Norm
-from ssnas.operations import ConvNorm, build
+from ssnas.operations import ConvNorm, FactorizedReduce, build
 from ssnas.space import OPS
 
 compiled = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler")
@@ -51,16 +51,18 @@ def images(channels, size, n=3, dtype=torch.float64):
 def operations(name, count, channels, stride=1, affine=False, mode="train", dtype=torch.float64):
     """Operations with weights and statistics of their own, but poolings alike, as in a cell."""
     ops = [build(name, channels, stride, affine).to(dtype) for _ in range(count)]
-    for op in ops:
-        for norm in (m for m in op.modules() if isinstance(m, Norm)):
-            if "pool" not in name:
-                norm.running_mean.normal_()
-                norm.running_var.uniform_(0.5, 2)
-            norm.track_running_stats = mode != "frozen"
-            for parameter in norm.parameters():
-                nn.init.normal_(parameter)
-        op.train(mode != "eval")
-    return ops
+    return [prepared(op, mode, recorded="pool" not in name) for op in ops]
+
+
+def prepared(op, mode, recorded=True):
+    for norm in (m for m in op.modules() if isinstance(m, Norm)):
+        if recorded:
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+        norm.track_running_stats = mode != "frozen"
+        for parameter in norm.parameters():
+            nn.init.normal_(parameter)
+    return op.train(mode != "eval")
 
 
 def one_by_one(sums, x, terms, scales=None):
@@ -203,35 +205,28 @@ def test_without_terms_nothing_is_added(path):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("kind", [ConvNorm, FactorizedReduce])
 @pytest.mark.parametrize(("read", "channels"), [(3, 8), (8, 3), (20, 17), (64, 16), (40, 40)])
-def test_a_projection_is_relu_convolution_and_norm(path, read, channels, affine, mode):
-    peer = ConvNorm(read, channels, affine).double()
-    for parameter in peer.norm.parameters():
-        nn.init.normal_(parameter)
-    peer.train(mode != "eval")
-    peer.norm.track_running_stats = mode != "frozen"
-    own, x, results = copy.deepcopy(peer), images(read, (7, 9)), []
-    for module in (peer, own):
-        kernel = module.pointwise.weight
-        y = module(x) if module is peer else project(x, kernel, module.norm)
-        torch.manual_seed(1)
-        inputs = [x, *module.parameters()]
-        results.append([y, *torch.autograd.grad((y * torch.randn(y.shape)).sum(), inputs)])
-        results[-1] += list(module.buffers())
-    for expected, actual in zip(*results, strict=True):
-        assert_same(actual.double(), expected.double())
+def test_projections_to_other_channels(path, read, channels, kind, affine, mode):
+    """One of an image, as before most cells, and two, as before the first."""
+    for count in (1, 2):
+        ops = [prepared(kind(read, channels, affine).double(), mode) for _ in range(count)]
+        x = images(read, (7, 9))
+        assert_as_defined([None] * count, x, [Term(ops, tuple(range(count)))])
 
 
 @compiled
-@pytest.mark.parametrize("frozen", ["x", "kernel"])
-def test_a_projection_finds_only_what_is_needed(frozen):
-    module, x = ConvNorm(6, 4, affine=False).double(), images(6, (3, 3))
-    named = {"x": x, "kernel": module.pointwise.weight}
-    named[frozen].requires_grad_(False)
-    (wanted,) = (tensor for name, tensor in named.items() if name != frozen)
-    y = [project(x, module.pointwise.weight, module.norm), module(x)]
-    direction = torch.randn(y[0].shape)
-    assert_same(*(torch.autograd.grad((own * direction).sum(), wanted)[0] for own in y))
+@pytest.mark.parametrize("kind", [ConvNorm, FactorizedReduce])
+def test_projections_find_only_what_is_needed(kind):
+    ops = [prepared(kind(6, 4, False).double(), "frozen")]
+    x = images(6, (3, 3))
+    first = next(ops[0].parameters())
+    for wanted, frozen in ((x, first), (first, x)):
+        wanted.requires_grad_(True)
+        frozen.requires_grad_(False)
+        results = [f([None], x, [Term(ops, (0,))])[0] for f in (add_mixed, one_by_one)]
+        direction = torch.randn(results[0].shape)
+        assert_same(*(torch.autograd.grad((y * direction).sum(), wanted)[0] for y in results))
 
 
 def test_the_first_of_equal_values_is_the_largest(path):

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssnas import cell
 from ssnas.cell import Cell
 from ssnas.errors import InputError
 from ssnas.genotype import derive
@@ -24,12 +23,6 @@ FORWARDS = pytest.mark.parametrize("forward", [Cell.forward, Cell.forward_by_def
 def _few_operations(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setitem(RELAXATIONS, "softmax", FEW)
-
-
-@pytest.fixture
-def _bare(monkeypatch):
-    """Cells whose `preprocess0` and `preprocess1` may be any modules."""
-    monkeypatch.setattr(cell, "_adapted", lambda module, x: module(x))
 
 
 def normal(*shape):
@@ -91,7 +84,6 @@ def test_bypass_has_the_size_of_the_operations(size):
 # Cell
 
 
-@pytest.mark.usefixtures("_bare")
 @FORWARDS
 def test_edge_by_hand(forward):
     cell, s0 = bare_cell(IDENTITIES, reduce=False), torch.tensor([1.0, 2, 3, 4]).double()
@@ -104,7 +96,6 @@ def test_edge_by_hand(forward):
     assert others == [[0] * 4] * 2
 
 
-@pytest.mark.usefixtures("_bare")
 @FORWARDS
 def test_strided_edge_by_hand(forward):
     cell = bare_cell(dict.fromkeys(range(14), ("none",)), reduce=True)
@@ -118,7 +109,6 @@ def test_strided_edge_by_hand(forward):
     assert not out[0, 4:].any()
 
 
-@pytest.mark.usefixtures("_bare")
 @FORWARDS
 def test_without_weights_everything_counts_once(forward):
     cell, s0, s1 = bare_cell(IDENTITIES, reduce=False), normal(1, 4, 3, 3), normal(1, 4, 3, 3)
@@ -319,5 +309,5 @@ def test_fewer_activations_are_kept(monkeypatch):
         kept_bytes(Supernet(8, 3, relaxation="softmax", partial=partial), x)
         for partial in (1, 2, 4)
     ]
-    assert kept[2] < 0.5 * kept[0]
+    assert kept[2] < 0.6 * kept[0]
     assert kept[2] < kept[1] < kept[0]

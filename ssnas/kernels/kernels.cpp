@@ -98,13 +98,33 @@ void depthwise_row(T *to, long step, const T *from, long row, const T *weight, l
     auto block = [&]<int B>() {
       V<T> sum[B];
       for (int b = 0; b < B; b++) sum[b] = ADD ? load(to + (x + b) * step * lanes + v) : V<T>{};
-      for (int ky = 0; ky < KY; ky++)
-        for (int kx = 0; kx < KX; kx++) {
-          const V<T> w = load(weight + (ky * KX + kx) * lanes + v);
-          const T *start = from + ky * dilation * row + (x * stride + kx * dilation) * lanes + v;
+      // Neighbours share what they read at stride 1: it stays in registers.
+      auto neighbours = [&]<int D>() {
+        for (int ky = 0; ky < KY; ky++) {
+          V<T> read[B + D * (KX - 1)];
+          const T *start = from + ky * D * row + x * lanes + v;
+#pragma GCC unroll 16
+          for (int b = 0; b < B + D * (KX - 1); b++) read[b] = load(start + b * lanes);
 #pragma GCC unroll 8
-          for (int b = 0; b < B; b++) sum[b] += load(start + b * stride * lanes) * w;
+          for (int kx = 0; kx < KX; kx++) {
+            const V<T> w = load(weight + (ky * KX + kx) * lanes + v);
+#pragma GCC unroll 8
+            for (int b = 0; b < B; b++) sum[b] += read[b + D * kx] * w;
+          }
         }
+      };
+      if (stride == 1 && dilation == 1)
+        neighbours.template operator()<1>();
+      else if (stride == 1)
+        neighbours.template operator()<2>();
+      else
+        for (int ky = 0; ky < KY; ky++)
+          for (int kx = 0; kx < KX; kx++) {
+            const V<T> w = load(weight + (ky * KX + kx) * lanes + v);
+            const T *start = from + ky * row + (x * stride + kx) * lanes + v;
+#pragma GCC unroll 8
+            for (int b = 0; b < B; b++) sum[b] += load(start + b * stride * lanes) * w;
+          }
       for (int b = 0; b < B; b++) at(to + (x + b) * step * lanes + v) = sum[b];
       x += B;
     };
@@ -168,18 +188,26 @@ void add_outer(T *sum, const T *left, long stride, const T *right, long width, l
 template <class T, int K>
 void add_taps(T *sum, const T *from, long row, const T *gradient, long width, long stride,
               long dilation, long lanes) {
-  for (long v = 0; v < lanes; v += LANES<T>)
-    for (int ky = 0; ky < K; ky++) {
-      V<T> part[K];
-      for (int kx = 0; kx < K; kx++) part[kx] = load(sum + (ky * K + kx) * lanes + v);
-      const T *line = from + ky * dilation * row + v;
+  for (long v = 0; v < lanes; v += LANES<T>) {
+    auto lines = [&]<int N>(int first) {
+      V<T> part[N * K];
+      T *to = sum + first * K * lanes + v;
+      for (int t = 0; t < N * K; t++) part[t] = load(to + t * lanes);
       for (long x = 0; x < width; x++) {
         const V<T> g = load(gradient + x * lanes + v);
+        const T *start = from + first * dilation * row + x * stride * lanes + v;
 #pragma GCC unroll 8
-        for (int kx = 0; kx < K; kx++) part[kx] += load(line + (x * stride + kx * dilation) * lanes) * g;
+        for (int ky = 0; ky < N; ky++)
+#pragma GCC unroll 8
+          for (int kx = 0; kx < K; kx++)
+            part[ky * K + kx] += load(start + ky * dilation * row + kx * dilation * lanes) * g;
       }
-      for (int kx = 0; kx < K; kx++) at(sum + (ky * K + kx) * lanes + v) = part[kx];
-    }
+      for (int t = 0; t < N * K; t++) at(to + t * lanes) = part[t];
+    };
+    constexpr int LINES = K == 3 ? 3 : 2;
+    for (int ky = 0; ky + LINES <= K; ky += LINES) lines.template operator()<LINES>(ky);
+    if constexpr (K % LINES) lines.template operator()<K % LINES>(K - K % LINES);
+  }
 }
 
 // The kernels of every operation, laid out for the loops above.
@@ -309,12 +337,22 @@ template <class T> struct Rows {
   long size() const { return count * row; }
   T *at_row(long y) const { return data + (y - first) * row; }
 
+  // Zeros around the `height` × `width` pixels of the image; within them are the caller's.
+  void surround(long height, long width) {
+    for (long y = first; y < first + count; y++) {
+      const bool inside = y >= 0 && y < height;
+      T *line = at_row(y), *right = line + (reach + width) * lanes;
+      std::fill(line, inside ? line + reach * lanes : line + row, T(0));
+      if (inside) std::fill(right, line + row, T(0));
+    }
+  }
+
   // Rectified channels of the block of one operation, of image n.
   void rectify(const Input<T> &input, long n, long operation) {
     const Shape &s = input.shape;
-    const long block = s.block(operation);
-    std::fill(data, data + size(), T(0));
-    for (long y = std::max(first, 0L); y < std::min(first + count, s.height); y++) {
+    const long block = s.block(operation), start = std::max(first, 0L);
+    surround(s.height, s.width);
+    for (long y = start; y < std::min(first + count, s.height); y++) {
       T *to = at_row(y) + reach * lanes;
       for (long i = 0; i < s.width; i++, to += lanes) {
         const long at = input.index(n, y, i);
@@ -484,11 +522,11 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
         Rows<T> out{nullptr, first - halo, last - first + 2 * halo, (cols + 2 * halo) * lanes, lanes, halo};
         in.data = input_memory.get(in.size());
         T *planes = output_memory.get(s.operations * out.size());
-        std::fill(planes, planes + s.operations * out.size(), T(0));
         const long from = gx ? std::max(0L, first - halo) : first;
         const long until = gx ? std::min(rows, last + halo) : last;
         for (long e = 0; e < s.operations; e++) {
           out.data = planes + e * out.size();
+          if (gx) out.surround(rows, cols);
           if (gwd && (e == 0 || !s.shared)) in.rectify(input, n, e);
           for (long oy = from; oy < until; oy++) {
             for (long x = 0; x < cols; x++)
@@ -796,21 +834,42 @@ void norm_backward(long rows, long edges, long channels, const Gradient<T> &give
   });
 }
 
-// A pointwise convolution of relu(x), from R to C channels, works on this many pixels together.
-constexpr long PIXELS = 32;
+// Pointwise convolutions of relu(x), from R to E · C channels. At stride 2 they read two grids side by
+// side, the even pixels and those diagonally after them, with zeros beyond the border: of E operations
+// a shape with the channels of x, half of R.
+struct Grids {
+  const Shape &s;
 
-// to[r][·] = relu(x[r][·]), to[r] of `lanes` values.
-template <class T> void rectify(T *to, long lanes, const T *x, long rows, long read) {
-  for (long r = 0; r < rows; r++)
-    by_channel<T>(read, [&]<long N>(long c) {
-      const P<T, N> value = as<N>(x + r * read + c);
-      as<N>(to + r * lanes + c) = value < 0 ? P<T, N>{} : value;
-    });
-}
+  long rows() const { return s.n * s.out(s.height) * s.out(s.width); }
+  long read() const { return s.stride * s.channels; }
+  // Where in x the pixels of grid g start that row r of the result reads, or −1.
+  long at(long r, long g) const {
+    if (s.stride == 1) return r * s.channels;
+    const long cols = s.out(s.width), lines = s.out(s.height);
+    const long y = r / cols % lines * 2 + g, x = r % cols * 2 + g;
+    if (y >= s.height || x >= s.width) return -1;
+    return ((r / (cols * lines) * s.height + y) * s.width + x) * s.channels;
+  }
+  // to[r][·] = relu(x) of what rows [first, last) read, `lanes` values each.
+  template <class T> void rectify(T *to, long lanes, const T *x, long first, long last) const {
+    for (long r = first; r < last; r++, to += lanes)
+      for (long g = 0; g < s.stride; g++) {
+        const long from = at(r, g);
+        by_channel<T>(s.channels, [&]<long N>(long c) {
+          const P<T, N> value = from < 0 ? P<T, N>{} : as<N>(x + from + c);
+          as<N>(to + g * s.channels + c) = value < 0 ? P<T, N>{} : value;
+        });
+      }
+  }
+};
+
+// Rows that are worked on together.
+constexpr long PIXELS = 32;
 
 // y, and the mean and biased variance of each of its channels, one after the other, unless null.
 template <class T>
-void project(long rows, long read, long channels, const T *x, const T *weight, T *y, T *of_y) {
+void project(const Grids &grids, long channels, const T *x, const T *weight, T *y, T *of_y) {
+  const long rows = grids.rows(), read = grids.read();
   const long lanes = padded(channels, LANES<T>), inner = padded(read, LANES<T>);
   Scratch<T> memory;
   T *matrix = memory.get(read * lanes);
@@ -820,7 +879,7 @@ void project(long rows, long read, long channels, const T *x, const T *weight, T
   by_block<PIXELS>(rows, [&](long first, long last) {
     static thread_local Scratch<T> own_memory;
     T *input = own_memory.get(PIXELS * (inner + lanes)), *result = input + PIXELS * inner;
-    rectify(input, inner, x + first * read, last - first, read);
+    grids.rectify(input, inner, x, first, last);
     pointwise_row(result, input, inner, matrix, last - first, read, lanes);
     for (long r = first; r < last; r++)
       by_channel<T>(channels, [&]<long N>(long c) {
@@ -837,34 +896,44 @@ void project(long rows, long read, long channels, const T *x, const T *weight, T
   for (long c = 0; c < channels; c++) all.write(c, double(rows), of_y + c, of_y + channels + c);
 }
 
-// Gradients for x and the weight, those that are not null.
+// Gradients for x, which are written or added, and for the weight: those that are not null.
 template <class T>
-void project_backward(long rows, long read, long channels, const T *x, const T *weight,
-                      const Gradient<T> &given, T *gx, T *gweight) {
+void project_backward(const Grids &grids, long channels, const T *x, const T *weight,
+                      const Gradient<T> &given, T *gx, long adds, T *gweight) {
+  const Shape &s = grids.s;
+  const long read = grids.read(), own_channels = channels / s.operations;
   const long lanes = padded(channels, LANES<T>), inner = padded(read, LANES<T>);
   Scratch<T> memory;
   T *matrix = memory.get(channels * inner);
   for (long o = 0; o < channels; o++) std::copy_n(weight + o * read, read, matrix + o * inner);
   Sums<T> sums(channels * inner);
-  by_block<PIXELS>(rows, [&](long first, long last) {
+  by_block<PIXELS>(grids.rows(), [&](long first, long last) {
     static thread_local Scratch<T> own_memory;
     T *input = own_memory.get(PIXELS * (2 * inner + lanes)), *spread = input + PIXELS * inner;
     T *gradient = spread + PIXELS * inner;
-    for (long r = first; r < last; r++)
-      by_channel<T>(channels, [&]<long N>(long c) {
-        as<N>(gradient + (r - first) * lanes + c) = given.template read<N>(r, 0, 0, c);
+    for (long e = 0; e < s.operations; e++)
+      by_channel<T>(own_channels, [&]<long N>(long c) {
+        const long block = e * own_channels;
+        for (long r = first; r < last; r++)
+          as<N>(gradient + (r - first) * lanes + block + c) =
+              given.template read<N>(r, e, block, c);
       });
     if (gweight) {
-      rectify(input, inner, x + first * read, last - first, read);
+      grids.rectify(input, inner, x, first, last);
       add_outer(sums.own(), gradient, lanes, input, last - first, channels, inner);
     }
     if (!gx) return;
     pointwise_row(spread, gradient, lanes, matrix, last - first, channels, inner);
     for (long r = first; r < last; r++)
-      by_channel<T>(read, [&]<long N>(long c) {
-        const P<T, N> value = as<N>(spread + (r - first) * inner + c);
-        as<N>(gx + r * read + c) = as<N>(x + r * read + c) <= 0 ? P<T, N>{} : value;
-      });
+      for (long g = 0; g < s.stride; g++) {
+        const long at = grids.at(r, g);
+        if (at < 0) continue;
+        const T *own = spread + (r - first) * inner + g * s.channels;
+        by_channel<T>(s.channels, [&]<long N>(long c) {
+          const P<T, N> value = as<N>(x + at + c) <= 0 ? P<T, N>{} : as<N>(own + c);
+          as<N>(gx + at + c) = adds ? as<N>(gx + at + c) + value : value;
+        });
+      }
   });
   if (!gweight) return;
   const T *total = sums.total();
@@ -901,18 +970,16 @@ void project_backward(long rows, long read, long channels, const T *x, const T *
     norm.differentiate(width, s->n * s->height * s->width, sums.data(), sums.data() + width,       \
                        slopes, slopes + width, slopes + 2 * width, of_weight, of_bias);            \
   }                                                                                                \
-  extern "C" void project_##T(long rows, long read, long channels, const T *x, const T *weight,    \
-                              T *y, T *moments) {                                                  \
-    project(rows, read, channels, x, weight, y, moments);                                          \
+  extern "C" void project_##T(const Shape *s, long channels, const T *x, const T *weight, T *y,     \
+                              T *moments) {                                                        \
+    project(Grids{*s}, channels, x, weight, y, moments);                                           \
   }                                                                                                \
-  extern "C" void project_backward_##T(long rows, long read, long channels, const T *x,            \
-                                       const T *weight, const T *const *g, const T *y,             \
-                                       const T *factors, T *gx, T *gweight) {                      \
-    const Gradient<T> given{g, channels, y, factors, channels, channels};                          \
-    project_backward(rows, read, channels, x, weight, given, gx, gweight);                         \
-  }                                                                                                \
-  extern "C" void moments_##T(long rows, long channels, const T *x, T *of_x) {                     \
-    moments(rows, channels, x, of_x);                                                              \
+  extern "C" void project_backward_##T(const Shape *s, long channels, const T *x, const T *weight, \
+                                       const T *const *g, long stride, const T *y,                 \
+                                       const T *factors, long distance, T *gx, long adds,          \
+                                       T *gweight) {                                               \
+    const Gradient<T> given{g, stride, y, factors, distance, channels};                            \
+    project_backward(Grids{*s}, channels, x, weight, given, gx, adds, gweight);                    \
   }                                                                                                \
   extern "C" void pool_##T(const Shape *s, long largest, const T *x, T *y, T *moments) {           \
     pool(*s, largest, x, y, moments);                                                              \
