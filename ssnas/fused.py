@@ -28,7 +28,7 @@ from ssnas.norms import affine_of, record_batch
 from ssnas.operations import DepthwiseSeparable
 
 
-def dense(x: Tensor) -> Tensor:
+def _dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -381,7 +381,9 @@ class _Layer:
             *(x.dtype, shape, x, *before, *weights, *given.arguments()),
             *(of_x, *of_norms, *of_weights),
         )
-        return norms and _Given(of_x.chunk(self.edges, dim=1), width, x, slopes)
+        if norms is None:
+            return None
+        return _Given(of_x.chunk(self.edges, dim=1), width, x, slopes)
 
 
 def mix(
@@ -405,11 +407,20 @@ def mix(
 
     Raises:
         ValueError: for affine norms with a scale.
+        TypeError: for tensors of several types.
     """
-    if scale is not None and any(part.norms and part.norms.affine for part in parts):
-        raise ValueError("a scale would hide the weight of an affine batch norm")
-    before = [None if total is None else dense(total) for total in sums]
-    return _Mixed.apply(parts, channels, len(sums), dense(state), scale, *before, *inputs.tensors)
+    if scale is not None:
+        if any(part.norms and part.norms.affine for part in parts):
+            raise ValueError("a scale would hide the weight of an affine batch norm")
+        scale = scale.contiguous()
+    before = [None if total is None else _dense(total) for total in sums]
+    tensors = [scale, *before, *inputs.tensors]
+    types = {state.dtype, *(tensor.dtype for tensor in tensors if tensor is not None)}
+    if len(types) > 1:
+        raise TypeError(
+            f"mixed operations need tensors of one type; found {sorted(map(str, types))}"
+        )
+    return _Mixed.apply(parts, channels, len(sums), _dense(state), *tensors)
 
 
 class _Mixed(torch.autograd.Function):
@@ -440,7 +451,7 @@ class _Mixed(torch.autograd.Function):
         state, scale, *saved = ctx.saved_tensors
         tensors, saved = saved[: ctx.inputs], saved[ctx.inputs :]
         kept = [saved[where] for where in ctx.kept]
-        gradients = [dense(gradient) for gradient in gradients]
+        gradients = [_dense(gradient) for gradient in gradients]
         channels = gradients[0].shape[1]
         arguments = _arguments(parts, [own[:2] for own in kept], channels, scale, tensors)
         edges = sum(len(part.edges) for part in parts)

@@ -198,6 +198,12 @@ def test_a_scale_of_affine_norms_is_refused(path):
         add_mixed([None], images(2, (3, 4)), terms, [torch.ones(1).double()])
 
 
+def test_tensors_of_several_types_are_refused(path):
+    terms = [Term(operations("sep_conv_3x3", 1, 2), (0,))]
+    with pytest.raises((TypeError, RuntimeError), match="type"):
+        add_mixed([None], images(2, (3, 4), dtype=torch.float32), terms)
+
+
 def test_without_terms_nothing_is_added(path):
     total = torch.randn(2, 3, 4, 4)
     assert add_mixed([total, None], images(3, (4, 4)), []) == [total, None]

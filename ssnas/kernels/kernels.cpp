@@ -10,17 +10,15 @@
 // channel, and whoever reads a tensor applies them to what it reads.
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstring>
 #include <omp.h>
 #include <vector>
 
 namespace {
 
 struct Shape {
-  // E operations of C channels; whether all read the same C channels, or each its own block. Of the
-  // image, height × width pixels are read: every one, or every second of every second row (step 2).
+  // E operations of C channels; whether all read the same C channels, or each its own block. Of
+  // the image, height × width pixels are read: all, or every second of every second row (step 2).
   long n, image_height, image_width, height, width, step;
   long channels, operations, shared, kernel, stride, dilation;
 
@@ -40,7 +38,7 @@ constexpr long BAND_BYTES = 1 << 19;
 
 long padded(long channels, long lanes) { return (channels + lanes - 1) / lanes * lanes; }
 
-// A buffer of vectors that outlives the call: allocating it anew would cost page faults.
+// Aligned memory, zeros at first. A static one outlives the call, which spares page faults.
 template <class T> class Scratch {
   std::vector<T> memory;
 
@@ -87,8 +85,8 @@ template <class T, class Body> void by_channel(long channels, Body body) {
   for (; c < channels; c++) body.template operator()<1>(c);
 }
 
-// to[step·x] (+)= Σ_taps from[row + dilation·ky][stride·x + dilation·kx] · weight[tap], vector by
-// vector.
+// to[step·x] (+)= Σ_taps from[row + dilation·ky][stride·x + dilation·kx] · weight[tap]. The dilation
+// is 1, or 2 at stride 1.
 template <class T, int KY, int KX, bool ADD>
 void depthwise_row(T *to, long step, const T *from, long row, const T *weight, long width,
                    long stride, long dilation, long lanes) {
@@ -212,16 +210,14 @@ void add_taps(T *sum, const T *from, long row, const T *gradient, long width, lo
 
 // The kernels of every operation, laid out for the loops above.
 template <class T> struct Kernels {
-  std::vector<T> memory;
+  Scratch<T> memory;
   T *depthwise, *reversed, *pointwise, *transposed;
   long lanes, taps;
 
   Kernels(const Shape &s, const T *const *wd, const T *const *wp)
       : lanes(padded(s.channels, LANES<T>)), taps(s.kernel * s.kernel) {
     const long d = s.operations * taps * lanes, p = s.operations * s.channels * lanes;
-    memory.assign(2 * (d + p) + LANES<T>, 0);
-    auto address = reinterpret_cast<size_t>(memory.data());
-    depthwise = reinterpret_cast<T *>((address + 63) / 64 * 64);
+    depthwise = memory.get(2 * (d + p));
     reversed = depthwise + d, pointwise = reversed + d, transposed = pointwise + p;
     std::vector<long> order(taps);
     for (long a = 0, position = 0; a < s.stride; a++)
@@ -249,7 +245,7 @@ template <class T> struct Kernels {
 };
 
 // A batch norm of C channels: x̂ = (x − mean) / std times scale · weight, plus bias. Null stands for
-// a mean of 0, a std, weight or scale of 1, a bias of 0. `fixed`: the moments are not the batch's own.
+// a mean or bias of 0, a std, weight or scale of 1. `fixed`: the moments are not the batch's own.
 template <class T> struct Norm {
   const T *mean, *var;
   double eps;
@@ -401,31 +397,33 @@ template <class T> struct Moments {
       square[c + l] += twice[l] + shift * (2 * once[l] + width * shift);
     }
   }
-  // Mean and biased variance of `count` pixels of a channel.
-  void write(long c, double count, T *mean, T *var) const {
-    const double centre = sum[c] / count;
-    *mean = T(centre);
-    *var = T(std::max(0.0, square[c] / count - centre * centre));
+  // Means and biased variances of `count` pixels of so many channels.
+  void write(long channels, double count, T *mean, T *var) const {
+    for (long c = 0; c < channels; c++) {
+      const double centre = sum[c] / count;
+      mean[c] = T(centre);
+      var[c] = T(std::max(0.0, square[c] / count - centre * centre));
+    }
   }
 };
 
 // Sums by thread, whose parts are added up at the end.
-template <class S> struct Sums {
-  long size, threads;
-  std::vector<S> memory;
+template <class S> class Sums {
+  const long size;
+  Scratch<S> memory;
+  S *const start;
 
-  explicit Sums(long size)
-      : size(padded(size, LANES<S>)), threads(omp_get_max_threads()),
-        memory(this->size * threads + LANES<S>, S(0)) {}
-  S *of(long thread) {
-    auto address = reinterpret_cast<size_t>(memory.data());
-    return reinterpret_cast<S *>((address + 63) / 64 * 64) + thread * size;
-  }
-  S *own() { return of(omp_get_thread_num()); }
+public:
+  const long threads = omp_get_max_threads();
+
+  explicit Sums(long count)
+      : size(padded(count, LANES<S>)), start(memory.get(size * omp_get_max_threads())) {}
+  S *own() { return start + omp_get_thread_num() * size; }
+  // Once.
   S *total() {
     for (long t = 1; t < threads; t++)
-      for (long i = 0; i < size; i++) of(0)[i] += of(t)[i];
-    return of(0);
+      for (long i = 0; i < size; i++) start[i] += start[t * size + i];
+    return start;
   }
 };
 
@@ -434,7 +432,8 @@ template <class T, int K>
 void forward(const Shape &s, const Input<T> &input, const T *const *wd, const T *const *wp, T *y,
              T *moments) {
   const Kernels<T> kernels(s, wd, wp);
-  const long lanes = kernels.lanes, reach = s.reach(), rows = s.out(s.height), cols = s.out(s.width);
+  const long lanes = kernels.lanes, reach = s.reach();
+  const long rows = s.out(s.height), cols = s.out(s.width);
   const long row = (s.width + 2 * reach + s.stride) * lanes;
   const long fits = BAND_BYTES / (row * long(sizeof(T))) - 2 * reach;
   const long band = std::min(rows, std::max(1L, fits / s.stride));
@@ -474,12 +473,10 @@ void forward(const Shape &s, const Input<T> &input, const T *const *wd, const T 
   }
   if (!moments) return;
   double *total = sums.total();
-  const Moments<T> all{total, total + wide};
-  for (long e = 0; e < s.operations; e++)
-    for (long c = 0; c < s.channels; c++) {
-      T *mean = moments + e * s.channels + c;
-      all.write(e * lanes + c, double(s.n * rows * cols), mean, mean + s.written());
-    }
+  for (long e = 0; e < s.operations; e++, total += lanes) {
+    T *mean = moments + e * s.channels;
+    Moments<T>{total, total + wide}.write(s.channels, s.n * rows * cols, mean, mean + s.written());
+  }
 }
 
 // Gradients for what is read and for the kernels, those that are not null.
@@ -507,7 +504,8 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
   {
     static thread_local Scratch<T> input_memory, output_memory, line_memory;
     T *line = line_memory.get((3 * cols + s.width) * lanes);
-    T *gradient = line + cols * lanes, *spread = gradient + cols * lanes, *total = spread + cols * lanes;
+    T *gradient = line + cols * lanes, *spread = gradient + cols * lanes;
+    T *total = spread + cols * lanes;
     T *sum_d = kernel_sums.own(), *sum_p = sum_d + d;
     double *sum_x = norm_sums.own();
     std::fill(gradient, gradient + cols * lanes, T(0));
@@ -519,12 +517,14 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
         const long count = (last - first - 1) * s.stride + 2 * reach + 1;
         Rows<T> in{nullptr, top - reach, count, row, lanes, reach};
         // ∂/∂(depthwise result) of each operation.
-        Rows<T> out{nullptr, first - halo, last - first + 2 * halo, (cols + 2 * halo) * lanes, lanes, halo};
+        const long line_size = (cols + 2 * halo) * lanes;
+        Rows<T> out{nullptr, first - halo, last - first + 2 * halo, line_size, lanes, halo};
         in.data = input_memory.get(in.size());
         T *planes = output_memory.get(s.operations * out.size());
         const long from = gx ? std::max(0L, first - halo) : first;
         const long until = gx ? std::min(rows, last + halo) : last;
         for (long e = 0; e < s.operations; e++) {
+          const long at_d = e * taps * lanes, at_p = e * s.channels * lanes;
           out.data = planes + e * out.size();
           if (gx) out.surround(rows, cols);
           if (gwd && (e == 0 || !s.shared)) in.rectify(input, n, e);
@@ -535,15 +535,13 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
                     given.template read<N>((n * rows + oy) * cols + x, e, e * s.channels, c);
               });
             T *to = gx ? out.at_row(oy) + halo * lanes : spread;
-            pointwise_row(to, gradient, lanes, kernels.pointwise + e * s.channels * lanes, cols,
-                          s.channels, lanes);
+            pointwise_row(to, gradient, lanes, kernels.pointwise + at_p, cols, s.channels, lanes);
             if (!gwd || oy < first || oy >= last) continue;
             const T *window = in.at_row(oy * s.stride - reach);
-            depthwise_row<T, K, K, false>(line, 1, window, row, kernels.depthwise + e * taps * lanes,
-                                          cols, s.stride, s.dilation, lanes);
-            add_outer(sum_p + e * s.channels * lanes, line, lanes, gradient, cols, s.channels, lanes);
-            add_taps<T, K>(sum_d + e * taps * lanes, window, row, to, cols, s.stride, s.dilation,
-                           lanes);
+            depthwise_row<T, K, K, false>(line, 1, window, row, kernels.depthwise + at_d, cols,
+                                          s.stride, s.dilation, lanes);
+            add_outer(sum_p + at_p, line, lanes, gradient, cols, s.channels, lanes);
+            add_taps<T, K>(sum_d + at_d, window, row, to, cols, s.stride, s.dilation, lanes);
           }
         }
         if (!gx) continue;
@@ -556,9 +554,10 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
               const long column = (s.stride - reach % s.stride + b) % s.stride;
               const long y = (iy + reach - a) / s.stride - (A - 1) * s.dilation;
               const long x = (column + reach - b) / s.stride - (B - 1) * s.dilation;
+              const long met = (s.width - column + s.stride - 1) / s.stride;
               depthwise_row<T, A, B, ADD>(total + column * lanes, s.stride,
-                                          out.at_row(y) + (halo + x) * lanes, out.row, weight,
-                                          (s.width - column + s.stride - 1) / s.stride, 1, s.dilation, lanes);
+                                          out.at_row(y) + (halo + x) * lanes, out.row, weight, met,
+                                          1, s.dilation, lanes);
             };
             auto spread_rows = [&]<bool ADD>() {
               constexpr int MORE = (K + 1) / 2, LESS = K / 2;
@@ -608,9 +607,8 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
   }
   if (gx && mean) {
     const double *sum = norm_sums.total();
-    for (long q = 0; q < 2; q++)
-      for (long e = 0; e < s.operations; e++)
-        std::copy_n(sum + q * wide + e * lanes, s.channels, gx_sums + q * s.written() + e * s.channels);
+    for (long i = 0; i < 2 * s.operations; i++)
+      std::copy_n(sum + i * lanes, s.channels, gx_sums + i * s.channels);
   }
   if (!gwd) return;
   const T *sum = kernel_sums.total();
@@ -632,24 +630,9 @@ template <long BLOCK = ROWS, class Body> void by_block(long rows, Body body) {
   for (long first = 0; first < rows; first += BLOCK) body(first, std::min(rows, first + BLOCK));
 }
 
-// Mean and biased variance of each channel of `rows` pixels, one after the other.
-template <class T> void moments(long rows, long channels, const T *x, T *moments) {
-  Sums<double> sums(2 * channels);
-  by_block(rows, [&](long first, long last) {
-    Moments<T> own{sums.own(), sums.own() + channels};
-    by_channel<T>(channels, [&]<long N>(long c) {
-      own.template add<N>(x + first * channels + c, channels, last - first, c);
-    });
-  });
-  double *total = sums.total();
-  const Moments<T> all{total, total + channels};
-  for (long c = 0; c < channels; c++) all.write(c, double(rows), moments + c, moments + channels + c);
-}
-
-// 3×3 pooling of C channels with padding 1 that does not count: the largest value (`largest`), or
-// the mean; and the moments of the result, unless null.
-template <class T, class Visit>
-void by_window(const Shape &s, Visit visit) {
+// Calls visit<N>(to, from, height, width) for every 3×3 window of C channels, padded by 1: `to` is
+// where its result belongs, `from` its first value within the image, of height × width pixels.
+template <class T, class Visit> void by_window(const Shape &s, Visit visit) {
   const long rows = s.out(s.height), cols = s.out(s.width);
 #pragma omp parallel for schedule(static)
   for (long n = 0; n < s.n; n++)
@@ -666,6 +649,8 @@ void by_window(const Shape &s, Visit visit) {
       }
 }
 
+// 3×3 pooling: the largest value, or the mean of those within the image; and mean and biased
+// variance of each channel of the result, one after the other, unless null.
 template <class T> void pool(const Shape &s, long largest, const T *x, T *y, T *of_y) {
   const long line = s.width * s.channels;
   by_window<T>(s, [&]<long N>(long to, long from, long height, long width) {
@@ -679,11 +664,22 @@ template <class T> void pool(const Shape &s, long largest, const T *x, T *y, T *
       }
     as<N>(y + to) = largest ? value : sum / T(height * width);
   });
-  if (of_y) moments(s.n * s.out(s.height) * s.out(s.width), s.channels, y, of_y);
+  if (!of_y) return;
+  const long rows = s.n * s.out(s.height) * s.out(s.width);
+  Sums<double> sums(2 * s.channels);
+  by_block(rows, [&](long first, long last) {
+    Moments<T> own{sums.own(), sums.own() + s.channels};
+    by_channel<T>(s.channels, [&]<long N>(long c) {
+      own.template add<N>(y + first * s.channels + c, s.channels, last - first, c);
+    });
+  });
+  double *total = sums.total();
+  Moments<T>{total, total + s.channels}.write(s.channels, rows, of_y, of_y + s.channels);
 }
 
 // Adds to gx the gradient for x; of equal values the first is the largest.
-template <class T> void pool_backward(const Shape &s, long largest, const T *x, const T *y, const T *g, T *gx) {
+template <class T>
+void pool_backward(const Shape &s, long largest, const T *x, const T *y, const T *g, T *gx) {
   const long line = s.width * s.channels;
   by_window<T>(s, [&]<long N>(long to, long from, long height, long width) {
     P<T, N> given = as<N>(g + to);
@@ -706,7 +702,7 @@ template <class T> void pool_backward(const Shape &s, long largest, const T *x, 
 // Results, each a term on several edges: all edges have its C channels, or each edge a block of C.
 template <class T> struct Parts {
   long count, channels;
-  const long *edges, *edge; // how many of each part, and the edges of all parts, one after the other
+  const long *edges, *edge; // how many of each part, and those of all parts, one after the other
   const T *const *y;
   const long *width; // of a pixel of y
   const T *const *moments; // mean and variance, one after the other
@@ -834,9 +830,8 @@ void norm_backward(long rows, long edges, long channels, const Gradient<T> &give
   });
 }
 
-// Pointwise convolutions of relu(x), from R to E · C channels. At stride 2 they read two grids side by
-// side, the even pixels and those diagonally after them, with zeros beyond the border: of E operations
-// a shape with the channels of x, half of R.
+// What E pointwise convolutions of relu(x) read, of a shape with the channels of x: at stride 2 two
+// grids side by side, the even pixels and those diagonally after them, zeros beyond the border.
 struct Grids {
   const Shape &s;
 
@@ -892,8 +887,7 @@ void project(const Grids &grids, long channels, const T *x, const T *weight, T *
   });
   if (!of_y) return;
   double *total = sums.total();
-  const Moments<T> all{total, total + lanes};
-  for (long c = 0; c < channels; c++) all.write(c, double(rows), of_y + c, of_y + channels + c);
+  Moments<T>{total, total + lanes}.write(channels, rows, of_y, of_y + channels);
 }
 
 // Gradients for x, which are written or added, and for the weight: those that are not null.
