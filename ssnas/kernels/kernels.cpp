@@ -78,10 +78,13 @@ template <class T, long N> struct Pair {
   }
 };
 
-// body<N>(c) for all channels, N from c on: whole vectors, then one by one.
+// body<N>(c) for all channels, N from c on: whole vectors, then halves and quarters, then one by one.
 template <class T, class Body> void by_channel(long channels, Body body) {
+  constexpr long WHOLE = LANES<T>, HALF = WHOLE / 2, QUARTER = WHOLE / 4;
   long c = 0;
-  for (; c + LANES<T> <= channels; c += LANES<T>) body.template operator()<LANES<T>>(c);
+  for (; c + WHOLE <= channels; c += WHOLE) body.template operator()<WHOLE>(c);
+  if (c + HALF <= channels) body.template operator()<HALF>(c), c += HALF;
+  if (c + QUARTER <= channels) body.template operator()<QUARTER>(c), c += QUARTER;
   for (; c < channels; c++) body.template operator()<1>(c);
 }
 
