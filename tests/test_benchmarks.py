@@ -2,6 +2,8 @@
 
 import json
 import os
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,14 +11,16 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType
 
-from benchmarks import compare, costs, gpu, large, measure, profile, scaling, step
+from benchmarks import compare, costs, gpu, large, measure, precision, profile, scaling, step
 from benchmarks.measure import Setting, Total
 from benchmarks.systems import SearchStep, System, systems_for
 from ssnas import objectives, search
+from ssnas.config import load_main
 from ssnas.errors import InputError
 from ssnas.network import multiply_adds
 from ssnas.stack import STEMS
 
+ROOT = Path(__file__).parents[1]
 SIZES = {"channels": 4, "cells": 3, "batch": 4, "size": 8}
 SMALL = Setting(**SIZES, amp="off", graphs="off", threads=1, device="cpu")
 OPTIONS = [word for key, value in SIZES.items() for word in (f"--{key}", str(value))]
@@ -319,3 +323,36 @@ def test_large_images_are_measured_for_every_way_of_saving_memory(tmp_path):
         assert isinstance(supernet.stem, STEMS["imagenet"])
         assert supernet.checkpoint == options.get("checkpoint", False)
         assert supernet.cells[0].partial == options.get("partial", 1)
+
+
+def test_precisions_differ_less_than_seeds_by_hand():
+    def both(*losses):
+        return {loss: list(losses) for loss in precision.LOSSES}
+
+    found = {
+        "off": {"0": both(1.0, 5.0), "1": both(3.0, 5.0)},
+        "bf16": {"0": both(1.5, 5.0), "1": both(3.0, 4.0)},
+    }
+    compared = precision.comparison(found, "loss_alpha")
+    # Distances 0.5, 0, 0 and 1; the seeds' standard deviations √2 and 0.
+    assert compared == pytest.approx({"difference": 1.5 / 4, "noise": 2**0.5 / 2})
+
+
+def test_both_precisions_are_searched_and_drawn(tmp_path, monkeypatch, splits):
+    given = load_main(ROOT / "params.yaml")
+    few = replace(given.search, channels=2, epochs=2, batch_size=8, projector=4)
+    monkeypatch.setattr(precision, "load_main", lambda: replace(given, search=few))
+    monkeypatch.setattr(precision, "read_splits", lambda _run: splits)
+    out = tmp_path / "precision.json"
+    assert precision.main(["--seeds", "2", "--device", "cpu", "--out", str(out)]) in (0, 1)
+    report = json.loads(out.read_text())
+    found = report["results"]
+    assert report["settings"]["size"] == 8
+    for loss in precision.LOSSES:
+        for seed in ("0", "1"):
+            plain, mixed = (found[amp][seed][loss] for amp in ("off", "bf16"))
+            assert len(plain) == few.epochs
+            assert plain != mixed
+            assert mixed[0] == pytest.approx(plain[0], rel=0.5)
+        assert found["off"]["0"][loss] != found["off"]["1"][loss]
+    assert out.with_suffix(".png").stat().st_size > 10_000
