@@ -73,10 +73,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add_machine(parser)
     parser.add_argument("--amp", choices=PRECISIONS, default="off", help="of the fast system")
     parser.add_argument("--graphs", choices=SWITCH, help="CUDA graphs; on wherever there is CUDA")
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """`--threads` and `--device`."""
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
 
 def setting_of(args: argparse.Namespace) -> Setting:

@@ -94,8 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seeds", type=int, default=3, help="at least 2")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="auto")
+    measure.add_machine(parser)
     parser.add_argument("--out", type=Path, required=True, help="JSON; a PNG goes beside it")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)

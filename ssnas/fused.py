@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ssnas import kernels
-from ssnas.norms import affine_of, record_batch
+from ssnas.norms import affine_of, check_scale, record_batch
 from ssnas.operations import DepthwiseSeparable
 
 
@@ -409,10 +409,10 @@ def mix(
         ValueError: for affine norms with a scale.
         TypeError: for tensors of several types.
     """
-    if scale is not None:
-        if any(part.norms and part.norms.affine for part in parts):
-            raise ValueError("a scale would hide the weight of an affine batch norm")
-        scale = scale.contiguous()
+    for part in parts:
+        if part.norms is not None:
+            check_scale(part.norms.norms, scale)
+    scale = None if scale is None else scale.contiguous()
     before = [None if total is None else _dense(total) for total in sums]
     tensors = [scale, *before, *inputs.tensors]
     types = {state.dtype, *(tensor.dtype for tensor in tensors if tensor is not None)}

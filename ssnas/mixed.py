@@ -138,9 +138,9 @@ def _normalised(term: Term, source: Source, scale: Tensor | None) -> Tensor:
     if isinstance(ops[0], ConvNorm | FactorizedReduce):
         value = conv2d(ops[0].grids(source.x).relu(), ops[0].joint_kernel(ops))
         return batch_norm(norms, value, scale)
-    if term.layers:
-        value = separable(source, term.layers[0])
-        for before, layer in pairwise(term.layers):
+    if layers := term.layers:
+        value = separable(source, layers[0])
+        for before, layer in pairwise(layers):
             between = batch_norm([op.norm for op in before], value)
             value = separable(Source(between, len(layer)), layer)
         return batch_norm(norms, value, scale)
@@ -177,7 +177,7 @@ def _fused(
 ) -> list[Tensor | None]:
     inputs = fused.Inputs()
     entered = sorted({edge for term in terms for edge in term.edges})
-    parts = [_part(term, [entered.index(e) for e in term.edges], state, inputs) for term in terms]
+    parts = [_part(term, [entered.index(e) for e in term.edges], inputs) for term in terms]
     scale = None if scales is None else joined(scales)
     before = [sums[edge] for edge in entered]
     new = fused.mix(parts, inputs, state, before, scale, _channels(terms, state))
@@ -187,7 +187,7 @@ def _fused(
     return found
 
 
-def _part(term: Term, edges: list[int], state: Tensor, inputs: fused.Inputs) -> fused.Part:
+def _part(term: Term, edges: list[int], inputs: fused.Inputs) -> fused.Part:
     match term.ops[0]:
         case nn.Identity():
             return fused.State(edges)

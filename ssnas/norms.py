@@ -37,7 +37,8 @@ def batch_norm(norms: Sequence[nn.BatchNorm2d], x: Tensor, scale: Tensor | None 
     weight, bias = affine_of(norms, scale)
     if first.training and active():
         result, mean, var, count = _synchronised(x, weight, bias, first.eps)
-        record_batch(norms, mean.chunk(len(norms)), var.chunk(len(norms)), count)
+        if first.track_running_stats:
+            record_batch(norms, mean.chunk(len(norms)), var.chunk(len(norms)), count)
         return result
     recording = first.training and first.track_running_stats
     mean = var = None
@@ -81,14 +82,19 @@ def affine_of(
         ValueError: for affine norms with a scale.
     """
     first = norms[0]
+    check_scale(norms, scale)
     if not first.affine:
         if scale is None:
             return None, None
         # A stride-0 (expanded) weight gives wrong gradients in channels-last batch norm.
         return scale.to(first.running_mean.dtype).repeat_interleave(first.num_features), None
-    if scale is not None:
-        raise ValueError("a scale would hide the weight of an affine batch norm")
     return joined([norm.weight for norm in norms]), joined([norm.bias for norm in norms])
+
+
+def check_scale(norms: Sequence[nn.BatchNorm2d], scale: Tensor | None) -> None:
+    """Raise ValueError for affine norms with a scale."""
+    if scale is not None and norms[0].affine:
+        raise ValueError("a scale would hide the weight of an affine batch norm")
 
 
 @torch.no_grad()
@@ -110,13 +116,11 @@ def record_batch(
     variances: Sequence[Tensor],
     count: int,
 ) -> None:
-    """Let norms that track statistics record those of a batch of `count` values a channel.
+    """Let norms record the statistics of a batch of `count` values a channel.
 
     Args:
         means, variances: of each norm, the variance biased; the norms record the unbiased one.
     """
-    if not norms[0].track_running_stats:
-        return
     unbiased = torch._foreach_mul(variances, count / (count - 1))
     momentum = norms[0].momentum
     torch._foreach_lerp_([norm.running_mean for norm in norms], means, momentum)

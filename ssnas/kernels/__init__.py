@@ -25,7 +25,7 @@ NAMES = {torch.float32: "float", torch.float64: "double"}
 
 
 class Shape(ctypes.Structure):
-    """Sizes of a separable convolution, as `Shape` of kernels.cpp."""
+    """Sizes of convolutions or a pooling, as `Shape` of kernels.cpp."""
 
     _fields_ = [
         (name, ctypes.c_long)
