@@ -130,14 +130,15 @@ void depthwise_row(T *to, long step, const T *from, long row, const T *weight, l
       x += B;
     };
     while (x + BLOCK <= width) block.template operator()<BLOCK>();
+    if (x + BLOCK / 2 <= width) block.template operator()<BLOCK / 2>();
     while (x < width) block.template operator()<1>();
   }
 }
 
-// to[x][·] = Σ_c from[x][c] · matrix[c][·], where from[x] are `stride` values.
+// to[x][·] = Σ_c from[x][c] · matrix[c][·], where to[x] are `apart` and from[x] `stride` values.
 template <class T>
-void pointwise_row(T *to, const T *from, long stride, const T *matrix, long width, long channels,
-                   long lanes) {
+void pointwise_row(T *to, long apart, const T *from, long stride, const T *matrix, long width,
+                   long channels, long lanes) {
   long v = 0, x = 0;
   auto block = [&]<int B, int N>() {
     V<T> sum[B][N] = {};
@@ -151,16 +152,17 @@ void pointwise_row(T *to, const T *from, long stride, const T *matrix, long widt
       }
     }
     for (int b = 0; b < B; b++)
-      for (int n = 0; n < N; n++) at(to + (x + b) * lanes + v + n * LANES<T>) = sum[b][n];
+      for (int n = 0; n < N; n++) as<LANES<T>>(to + (x + b) * apart + v + n * LANES<T>) = sum[b][n];
     x += B;
   };
   auto columns = [&]<int B, int N>() {
     for (x = 0; x + B <= width;) block.template operator()<B, N>();
+    if (x + B / 2 <= width) block.template operator()<B / 2, N>();
     while (x < width) block.template operator()<1, N>();
     v += N * LANES<T>;
   };
   while (v + 4 * LANES<T> <= lanes) columns.template operator()<4, 4>();
-  while (v + 2 * LANES<T> <= lanes) columns.template operator()<6, 2>();
+  while (v + 2 * LANES<T> <= lanes) columns.template operator()<8, 2>();
   while (v < lanes) columns.template operator()<8, 1>();
 }
 
@@ -288,27 +290,30 @@ template <class T> struct Norm {
   }
 };
 
-// What the operations read: relu(factor · x + offset) by channel, or relu(x) without factors.
+// factor · x + offset, of N channels.
+template <class T, long N> struct Affine {
+  P<T, N> factor, offset;
+
+  P<T, N> operator()(P<T, N> x) const { return factor * x + offset; }
+};
+
+// What the operations read: relu(factor · x + offset) by channel.
 template <class T> struct Input {
   const T *x;
   const Shape &shape;
-  std::vector<T> factors{};
+  std::vector<T> factors;
 
-  Input(const T *x, const Shape &shape, const Norm<T> &norm) : x(x), shape(shape) {
-    if (!norm.mean) return;
-    factors.resize(2 * shape.read());
+  Input(const T *x, const Shape &shape, const Norm<T> &norm)
+      : x(x), shape(shape), factors(2 * shape.read()) {
     norm.write(shape.read(), factors.data(), factors.data() + shape.read());
   }
   long index(long n, long row, long column) const {
     const long line = n * shape.image_height + row * shape.step;
     return (line * shape.image_width + column * shape.step) * shape.read();
   }
-  // factor · x + offset, of the pixel at `at` and N channels.
-  template <long N> P<T, N> read(long at, long channel) const {
-    const P<T, N> value = as<N>(x + at + channel);
-    if (factors.empty()) return value;
-    const T *factor = factors.data() + channel;
-    return as<N>(factor) * value + as<N>(factor + shape.read());
+  long distance() const { return shape.step * shape.read(); } // of neighbours
+  template <long N> Affine<T, N> affine(long channel) const {
+    return {as<N>(factors.data() + channel), as<N>(factors.data() + shape.read() + channel)};
   }
 };
 
@@ -325,6 +330,19 @@ template <class T> struct Gradient {
     const T *own = factors + at;
     return as<N>(own) * as<N>(given[operation] + pixel * stride + channel) +
            as<N>(own + distance) * as<N>(y + pixel * width + at) + as<N>(own + 2 * distance);
+  }
+  // The `channels` of an operation and `count` pixels, one every `lanes` values.
+  void copy(T *to, long lanes, long pixel, long count, long operation, long channels) const {
+    by_channel<T>(channels, [&]<long N>(long c) {
+      const T *own = factors + operation * channels + c;
+      const P<T, N> factor = as<N>(own), slope = as<N>(own + distance);
+      const P<T, N> offset = as<N>(own + 2 * distance);
+      const T *from = given[operation] + pixel * stride + c;
+      const T *result = y + pixel * width + operation * channels + c;
+      for (long x = 0; x < count; x++)
+        as<N>(to + x * lanes + c) =
+            factor * as<N>(from + x * stride) + slope * as<N>(result + x * width) + offset;
+    });
   }
 };
 
@@ -351,16 +369,18 @@ template <class T> struct Rows {
     const Shape &s = input.shape;
     const long block = s.block(operation), start = std::max(first, 0L);
     surround(s.height, s.width);
-    for (long y = start; y < std::min(first + count, s.height); y++) {
-      T *to = at_row(y) + reach * lanes;
-      for (long i = 0; i < s.width; i++, to += lanes) {
-        const long at = input.index(n, y, i);
-        by_channel<T>(s.channels, [&]<long N>(long c) {
-          const P<T, N> value = input.template read<N>(at, block + c);
-          as<N>(to + c) = value < 0 ? P<T, N>{} : value;
-        });
+    const long distance = input.distance();
+    by_channel<T>(s.channels, [&]<long N>(long c) {
+      const auto affine = input.template affine<N>(block + c);
+      for (long y = start; y < std::min(first + count, s.height); y++) {
+        const T *from = input.x + input.index(n, y, 0) + block + c;
+        T *to = at_row(y) + reach * lanes + c;
+        for (long i = 0; i < s.width; i++) {
+          const P<T, N> value = affine(as<N>(from + i * distance));
+          as<N>(to + i * lanes) = value < 0 ? P<T, N>{} : value;
+        }
       }
-    }
+    });
   }
 };
 
@@ -430,6 +450,9 @@ public:
   }
 };
 
+// Rows of so many pixels that are worked on together, so that short ones do not cost more.
+long lines_of(long cols) { return std::max(1L, 64 / cols); }
+
 // y, and the mean and biased variance of each of its channels, one after the other, unless null.
 template <class T, int K>
 void forward(const Shape &s, const Input<T> &input, const T *const *wd, const T *const *wp, T *y,
@@ -445,7 +468,9 @@ void forward(const Shape &s, const Input<T> &input, const T *const *wd, const T 
 #pragma omp parallel num_threads(sums.threads)
   {
     static thread_local Scratch<T> input_memory, line_memory;
-    T *line = line_memory.get(2 * cols * lanes), *result = line + cols * lanes;
+    const long lines = lines_of(cols);
+    T *line = line_memory.get(2 * lines * cols * lanes), *result = line + lines * cols * lanes;
+    const bool whole = s.channels == lanes;
     Moments<T> own{sums.own(), sums.own() + wide};
 #pragma omp for schedule(static) collapse(2)
     for (long n = 0; n < s.n; n++)
@@ -456,20 +481,23 @@ void forward(const Shape &s, const Input<T> &input, const T *const *wd, const T 
         in.data = input_memory.get(in.size());
         for (long e = 0; e < s.operations; e++) {
           if (e == 0 || !s.shared) in.rectify(input, n, e);
-          for (long oy = first; oy < last; oy++) {
-            depthwise_row<T, K, K, false>(line, 1, in.at_row(oy * s.stride - reach), row,
-                                          kernels.depthwise + e * kernels.taps * lanes, cols,
-                                          s.stride, s.dilation, lanes);
-            pointwise_row(result, line, lanes, kernels.transposed + e * s.channels * lanes, cols,
-                          s.channels, lanes);
+          for (long oy = first; oy < last; oy += lines) {
+            const long pixels = std::min(lines, last - oy) * cols;
+            for (long x = 0; x < pixels; x += cols)
+              depthwise_row<T, K, K, false>(
+                  line + x * lanes, 1, in.at_row((oy + x / cols) * s.stride - reach), row,
+                  kernels.depthwise + e * kernels.taps * lanes, cols, s.stride, s.dilation, lanes);
             T *to = y + ((n * rows + oy) * cols) * s.written() + e * s.channels;
-            for (long x = 0; x < cols; x++, to += s.written())
-              by_channel<T>(s.channels, [&]<long N>(long c) {
-                as<N>(to + c) = as<N>(result + x * lanes + c);
-              });
-            if (!moments) continue;
-            for (long v = 0; v < lanes; v += LANES<T>)
-              own.template add<LANES<T>>(result + v, lanes, cols, e * lanes + v);
+            T *found = whole ? to : result;
+            const long apart = whole ? s.written() : lanes;
+            pointwise_row(found, apart, line, lanes, kernels.transposed + e * s.channels * lanes,
+                          pixels, s.channels, lanes);
+            by_channel<T>(s.channels, [&]<long N>(long c) {
+              if (!whole)
+                for (long x = 0; x < pixels; x++)
+                  as<N>(to + x * s.written() + c) = as<N>(result + x * lanes + c);
+              if (moments) own.template add<N>(found + c, apart, pixels, e * lanes + c);
+            });
           }
         }
       }
@@ -506,12 +534,13 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
 #pragma omp parallel num_threads(kernel_sums.threads)
   {
     static thread_local Scratch<T> input_memory, output_memory, line_memory;
-    T *line = line_memory.get((3 * cols + s.width) * lanes);
-    T *gradient = line + cols * lanes, *spread = gradient + cols * lanes;
+    const long lines = lines_of(cols);
+    T *line = line_memory.get(((2 * lines + 1) * cols + s.width) * lanes);
+    T *gradient = line + lines * cols * lanes, *spread = gradient + lines * cols * lanes;
     T *total = spread + cols * lanes;
     T *sum_d = kernel_sums.own(), *sum_p = sum_d + d;
     double *sum_x = norm_sums.own();
-    std::fill(gradient, gradient + cols * lanes, T(0));
+    std::fill(gradient, gradient + lines * cols * lanes, T(0));
 #pragma omp for schedule(static) collapse(2)
     for (long n = 0; n < s.n; n++)
       for (long b = 0; b < bands; b++) {
@@ -531,20 +560,27 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
           out.data = planes + e * out.size();
           if (gx) out.surround(rows, cols);
           if (gwd && (e == 0 || !s.shared)) in.rectify(input, n, e);
-          for (long oy = from; oy < until; oy++) {
-            for (long x = 0; x < cols; x++)
-              by_channel<T>(s.channels, [&]<long N>(long c) {
-                as<N>(gradient + x * lanes + c) =
-                    given.template read<N>((n * rows + oy) * cols + x, e, e * s.channels, c);
-              });
-            T *to = gx ? out.at_row(oy) + halo * lanes : spread;
-            pointwise_row(to, gradient, lanes, kernels.pointwise + at_p, cols, s.channels, lanes);
-            if (!gwd || oy < first || oy >= last) continue;
-            const T *window = in.at_row(oy * s.stride - reach);
-            depthwise_row<T, K, K, false>(line, 1, window, row, kernels.depthwise + at_d, cols,
-                                          s.stride, s.dilation, lanes);
-            add_outer(sum_p + at_p, line, lanes, gradient, cols, s.channels, lanes);
-            add_taps<T, K>(sum_d + at_d, window, row, to, cols, s.stride, s.dilation, lanes);
+          for (long start = from; start < until; start += lines) {
+            const long end = std::min(until, start + lines), pixels = (end - start) * cols;
+            given.copy(gradient, lanes, (n * rows + start) * cols, pixels, e, s.channels);
+            long own = 0; // pixels of the band itself
+            for (long oy = start; oy < end; oy++) {
+              const T *gradient_row = gradient + (oy - start) * cols * lanes;
+              T *to = gx ? out.at_row(oy) + halo * lanes : spread;
+              pointwise_row(to, lanes, gradient_row, lanes, kernels.pointwise + at_p, cols,
+                            s.channels, lanes);
+              if (!gwd || oy < first || oy >= last) continue;
+              const T *window = in.at_row(oy * s.stride - reach);
+              depthwise_row<T, K, K, false>(line + own * lanes, 1, window, row,
+                                            kernels.depthwise + at_d, cols, s.stride, s.dilation,
+                                            lanes);
+              add_taps<T, K>(sum_d + at_d, window, row, to, cols, s.stride, s.dilation, lanes);
+              own += cols;
+            }
+            if (own)
+              add_outer(sum_p + at_p, line, lanes,
+                        gradient + (std::max(first, start) - start) * cols * lanes, own, s.channels,
+                        lanes);
           }
         }
         if (!gx) continue;
@@ -585,24 +621,26 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
             if (s.shared && e + 1 < s.operations) continue;
             const long block = s.block(e);
             by_channel<T>(s.channels, [&]<long N>(long c) {
-              auto masked = [&](long x, long at) {
-                const P<T, N> before = input.template read<N>(at, block + c);
-                return P<T, N>(before <= 0 ? P<T, N>{} : as<N>(total + x * lanes + c));
+              const auto affine = input.template affine<N>(block + c);
+              const long start = input.index(n, iy, 0) + block + c, distance = input.distance();
+              auto masked = [&](long x, P<T, N> before) {
+                const P<T, N> value = as<N>(total + x * lanes + c);
+                return P<T, N>(affine(before) <= 0 ? P<T, N>{} : value);
               };
               if (!mean) {
                 for (long x = 0; x < s.width; x++) {
-                  const long at = input.index(n, iy, x);
-                  as<N>(gx + at + block + c) += masked(x, at);
+                  const long at = start + x * distance;
+                  as<N>(gx + at) += masked(x, as<N>(input.x + at));
                 }
                 return;
               }
               const P<T, N> centre = as<N>(mean + block + c);
               double *sum = sum_x + e * lanes + c;
               pair_sums<T, N>(s.width, [&](long x) {
-                const long at = input.index(n, iy, x);
-                const P<T, N> value = masked(x, at);
-                as<N>(gx + at + block + c) = value;
-                return Pair<T, N>{value, value * (as<N>(input.x + at + block + c) - centre)};
+                const long at = start + x * distance;
+                const P<T, N> before = as<N>(input.x + at), value = masked(x, before);
+                as<N>(gx + at) = value;
+                return Pair<T, N>{value, value * (before - centre)};
               }).add_to(sum, sum + wide);
             });
           }
@@ -878,7 +916,7 @@ void project(const Grids &grids, long channels, const T *x, const T *weight, T *
     static thread_local Scratch<T> own_memory;
     T *input = own_memory.get(PIXELS * (inner + lanes)), *result = input + PIXELS * inner;
     grids.rectify(input, inner, x, first, last);
-    pointwise_row(result, input, inner, matrix, last - first, read, lanes);
+    pointwise_row(result, lanes, input, inner, matrix, last - first, read, lanes);
     for (long r = first; r < last; r++)
       by_channel<T>(channels, [&]<long N>(long c) {
         as<N>(y + r * channels + c) = as<N>(result + (r - first) * lanes + c);
@@ -909,18 +947,13 @@ void project_backward(const Grids &grids, long channels, const T *x, const T *we
     T *input = own_memory.get(PIXELS * (2 * inner + lanes)), *spread = input + PIXELS * inner;
     T *gradient = spread + PIXELS * inner;
     for (long e = 0; e < s.operations; e++)
-      by_channel<T>(own_channels, [&]<long N>(long c) {
-        const long block = e * own_channels;
-        for (long r = first; r < last; r++)
-          as<N>(gradient + (r - first) * lanes + block + c) =
-              given.template read<N>(r, e, block, c);
-      });
+      given.copy(gradient + e * own_channels, lanes, first, last - first, e, own_channels);
     if (gweight) {
       grids.rectify(input, inner, x, first, last);
       add_outer(sums.own(), gradient, lanes, input, last - first, channels, inner);
     }
     if (!gx) return;
-    pointwise_row(spread, gradient, lanes, matrix, last - first, channels, inner);
+    pointwise_row(spread, inner, gradient, lanes, matrix, last - first, channels, inner);
     for (long r = first; r < last; r++)
       for (long g = 0; g < s.stride; g++) {
         const long at = grids.at(r, g);
