@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssnas.errors import InputError
-from ssnas.mixed import Term, accumulate, add_mixed
+from ssnas.mixed import Graph, accumulate, concatenated
 from ssnas.operations import (
     ConvNorm,
     FactorizedReduce,
@@ -18,6 +18,7 @@ from ssnas.operations import (
     channel_shuffle,
 )
 from ssnas.space import EDGES, NUM_INPUTS, NUM_NODES, NUM_STATES
+from ssnas.terms import Term
 
 
 class Cell(nn.Module):
@@ -36,7 +37,7 @@ class Cell(nn.Module):
 
     - operations of one kind on edges that leave one state read the same tensor, so they are
       computed side by side as one wide operation, and its poolings once;
-    - all kinds are normalised, weighted and added to the nodes together (`mixed.add_mixed`);
+    - all terms of a node are normalised, weighted and added up together (`mixed.Graph`);
     - the shuffle is linear, so it is applied to the sum over a node's edges.
 
     Args:
@@ -94,8 +95,15 @@ class Cell(nn.Module):
             ]
             for start in starts
         ]
-        self._ops = {edge: tuple(ops[edge]) for edge in range(len(EDGES)) if ops.get(edge)}
-        self._kinds = [_edges_by_operation(self._leaving[start], ops) for start in starts]
+        self._kinds = [_edges_by_operation(leaving, ops) for leaving in self._leaving]
+        edges = [[(e, op) for op, own in kinds.items() for e in own] for kinds in self._kinds]
+        self._edges_leaving = [len(own) for own in edges]
+        width = max((len(own) for own in ops.values()), default=0)
+        places = [edge * width + ops[edge].index(op) for own in edges for edge, op in own]
+        order = torch.tensor(places, dtype=torch.long)
+        # A buffer, so that it moves with the cell: copying it in a step would wait for the device.
+        self.register_buffer("_order", order, persistent=False)
+        self._graphs: dict[int, Graph] = {}
 
     def _stride(self, source: int) -> int:
         return 2 if self.reduce and source < NUM_INPUTS else 1
@@ -147,80 +155,86 @@ class Cell(nn.Module):
         Returns:
             (N, 4 C, H', W'), H' = H of `s1`, halved (rounded up) in a reduction cell.
         """
-        states = self._inputs(s0, s1)
-        scales = None if weights is None else [row.unbind() for row in weights.unbind()]
+        first, second = self.preprocess0, self.preprocess1
+        if s0 is s1 and type(first) is type(second):
+            given, inputs = [s0], [Term([first, second], (0, 1), 0, weighted=False)]
+        else:
+            given = [s0, s1]
+            inputs = [Term([op], (i,), i, weighted=False) for i, op in enumerate((first, second))]
+        if self.partial > 1:
+            states = Graph(inputs, len(given), NUM_INPUTS)(given, [None] * NUM_INPUTS)
+            return self._partial(states, weights)
+        if len(given) not in self._graphs:
+            terms = [*inputs]
+            for start in range(NUM_STATES - 1):
+                terms += self._terms(start, len(given) + start, 0)
+            self._graphs[len(given)] = Graph(terms, len(given), NUM_STATES)
+        sums = self._graphs[len(given)](given, self._before(s1), self._scale(weights))
+        return concatenated(sums[NUM_INPUTS:])
+
+    def _terms(self, start: int, source: int, first: int) -> list[Term]:
+        """The operations on all edges that leave a state, by kind.
+
+        Args:
+            start: the state.
+            source: its index, and
+            first: the state that is the first sum, in the graph that the terms are for.
+        """
+        return [
+            Term(
+                [self.edges[str(edge)][name] for edge in edges],
+                tuple(EDGES[edge][1] - first for edge in edges),
+                source,
+            )
+            for name, edges in self._kinds[start].items()
+        ]
+
+    def _scale(self, weights: Tensor | None) -> Tensor | None:
+        """The w_o of all terms, start by start."""
+        return None if weights is None else weights.flatten().index_select(0, self._order)
+
+    def _before(self, s1: Tensor) -> list[Tensor | None]:
+        """Zeros for the nodes that nothing enters."""
+        edges = {edge for kinds in self._kinds for own in kinds.values() for edge in own}
+        missing = set(range(NUM_INPUTS, NUM_STATES)) - {EDGES[edge][1] for edge in edges}
+        if not missing:
+            return [None] * NUM_STATES
+        n, _, height, width = Zero(self._stride(0))(s1[:, :1]).shape
+        channels = self.preprocess1.norm.num_features
+        zeros = s1.new_zeros((n, height, width, channels)).permute(0, 3, 1, 2)
+        return [zeros if state in missing else None for state in range(NUM_STATES)]
+
+    def _partial(self, states: list[Tensor], weights: Tensor | None) -> Tensor:
+        """The nodes' outputs, of channels that operations see and others that bypass them."""
+        scale = self._scale(weights)
+        scales = [None] * len(self._leaving) if scale is None else scale.split(self._edges_leaving)
         sums: list[Tensor | None] = [None] * NUM_NODES
         bypassed: list[Tensor | None] = [None] * NUM_NODES
         for start, leaving in enumerate(self._leaving):
             seen, other = self._split(start, states[start])
-            if other is not None:
-                # One dense copy spares every pooling its own.
-                seen = seen.contiguous(memory_format=torch.channels_last)
-                for edge, node in leaving:
-                    scale = None if weights is None else weights[edge].sum()
-                    bypassed[node] = accumulate(bypassed[node], other, scale)
-            terms, own = self._terms(start, scales)
-            sums = add_mixed(sums, seen, terms, own)
+            # One dense copy spares every pooling its own.
+            seen = seen.contiguous(memory_format=torch.channels_last)
+            for edge, node in leaving:
+                own = None if weights is None else weights[edge].sum()
+                bypassed[node] = accumulate(bypassed[node], other, own)
+            graph = Graph(self._terms(start, 0, NUM_INPUTS), 1, NUM_NODES)
+            sums = graph([seen], sums, scales[start])
             node = start + 1 - NUM_INPUTS
             if node >= 0:
                 if sums[node] is None:
                     sums[node] = Zero(self._stride(start))(seen)
-                if self.partial > 1:
-                    joint = _Concatenate.apply(sums[node], bypassed[node])
-                    sums[node] = channel_shuffle(joint, self.partial)
-                states.append(sums[node])
-        return _Concatenate.apply(*states[NUM_INPUTS:])
-
-    def _inputs(self, s0: Tensor, s1: Tensor) -> list[Tensor]:
-        """The cell's inputs, brought to its channels and size."""
-        first, second = self.preprocess0, self.preprocess1
-        if s0 is s1 and type(first) is type(second):
-            return add_mixed([None, None], s0, [Term([first, second], (0, 1))])
-        return [
-            *add_mixed([None], s0, [Term([first], (0,))]),
-            *add_mixed([None], s1, [Term([second], (0,))]),
-        ]
-
-    def _terms(
-        self, start: int, scales: list[tuple[Tensor, ...]] | None
-    ) -> tuple[list[Term], list[Tensor] | None]:
-        """The operations on all edges that leave a state, by kind, and their w_o."""
-        terms, own = [], []
-        for name, edges in self._kinds[start].items():
-            ops = [self.edges[str(edge)][name] for edge in edges]
-            if isinstance(ops[0], Zero):
-                continue
-            terms.append(Term(ops, tuple(EDGES[edge][1] - NUM_INPUTS for edge in edges)))
-            if scales is not None:
-                weights = [scales[edge][self._ops[edge].index(name)] for edge in edges]
-                own.append(torch.stack(weights))
-        return terms, own if own else None
+                joint = concatenated([sums[node], bypassed[node]])
+                states.append(channel_shuffle(joint, self.partial))
+        return concatenated(states[NUM_INPUTS:])
 
 
 def _edges_by_operation(
     leaving: Sequence[tuple[int, int]], ops: Mapping[int, Sequence[str]]
 ) -> dict[str, tuple[int, ...]]:
-    """For each operation the edges that carry it, of those that leave one state."""
+    """For each operation but `none` the edges that carry it, of those that leave one state."""
     edges: dict[str, tuple[int, ...]] = {}
     for edge, _ in leaving:
         for name in ops[edge]:
-            edges[name] = (*edges.get(name, ()), edge)
+            if name != "none":
+                edges[name] = (*edges.get(name, ()), edge)
     return edges
-
-
-class _Concatenate(torch.autograd.Function):
-    """Concatenation of channels whose gradients are dense.
-
-    PyTorch returns the gradients as slices of one tensor; batch norm's backward is twenty times
-    slower on those, and many of them start from each node.
-    """
-
-    @staticmethod
-    def forward(ctx, *parts: Tensor) -> Tensor:
-        ctx.widths = [part.shape[1] for part in parts]
-        return torch.cat(parts, dim=1)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
-        parts = gradient.split(ctx.widths, dim=1)
-        return tuple(part.contiguous(memory_format=torch.channels_last) for part in parts)

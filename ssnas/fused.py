@@ -1,22 +1,23 @@
 """Mixed operations by the compiled kernels: `mixed` says what they compute.
 
-Between a state and the sums of the nodes that its edges enter nothing is written to memory but the
-results of convolutions and poolings, before their batch norms:
+One autograd function computes all states of a cell, in which nothing is written to memory but those
+and the results of convolutions and poolings, before their batch norms:
 
 - a separable convolution passes over a band of image rows at a time, whose depthwise result never
   leaves the cache and is computed again in backward;
 - batch norm and ReLU are applied while the next operation reads, and so is the gradient of a batch
   norm, since by channel both are affine;
-- the terms of all operations are normalised, weighted and added to the nodes in one pass, and all
-  gradients for the state are added up where they arise.
+- all terms of a state are normalised, weighted and added up in one pass, and all gradients for a
+  state are added up where they arise.
 
 The gradients have no gradients of their own; PyTorch says so when they are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -25,7 +26,8 @@ from torch.autograd.function import once_differentiable
 
 from ssnas import kernels
 from ssnas.norms import affine_of, check_scale, record_batch
-from ssnas.operations import DepthwiseSeparable
+from ssnas.operations import ConvNorm, DepthwiseSeparable, FactorizedReduce, Pool
+from ssnas.terms import Term
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -57,25 +59,33 @@ def _shape(
 
 
 class Inputs:
-    """The tensors, besides the state, that gradients flow to."""
+    """The tensors, besides the states, that gradients flow to."""
 
     def __init__(self) -> None:
-        self.tensors: list[Tensor] = []
+        self._found: list[Callable[[], Sequence[Tensor]]] = []
+        self._count = 0
 
-    def add(self, *tensors: Tensor) -> slice:
+    def add(self, count: int, found: Callable[[], Sequence[Tensor]]) -> slice:
         """Where they are to be found among all."""
-        start = len(self.tensors)
-        self.tensors += tensors
-        return slice(start, len(self.tensors))
+        self._found.append(found)
+        self._count += count
+        return slice(self._count - count, self._count)
+
+    def tensors(self) -> list[Tensor]:
+        """All, as they are now."""
+        return [tensor for found in self._found for tensor in found()]
 
 
 class _Norms:
     """Batch norms of a result, side by side, applied by whatever reads it."""
 
     def __init__(self, norms: Sequence[nn.BatchNorm2d], inputs: Inputs) -> None:
-        first = norms[0]
-        self.norms, self.eps, self.training = norms, first.eps, first.training
-        self.affine = inputs.add(*affine_of(norms)) if first.affine else None
+        self.norms, self.eps = norms, norms[0].eps
+        self.affine = inputs.add(2, partial(affine_of, norms)) if norms[0].affine else None
+
+    @property
+    def training(self) -> bool:
+        return self.norms[0].training
 
     def moments(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and variance of y, one after the other, and what a kernel must write them into.
@@ -102,19 +112,20 @@ class _Norms:
 _NO_NORM = (None, 0.0, None, None)
 
 
-def _record(batches: Sequence[tuple[_Norms, Tensor]], pixels: int) -> None:
+def _record(batches: Sequence[tuple[_Norms, Tensor, int]]) -> None:
     """Let norms that track statistics record their mean and variance of so many pixels."""
-    owners, means, variances = [], [], []
-    for norms, moments in batches:
-        if norms.training and norms.norms[0].track_running_stats:
-            blocks = moments.split(norms.norms[0].num_features)
-            half = len(blocks) // 2
-            copies = len(norms.norms) // half
-            owners += norms.norms
-            means += blocks[:half] * copies
-            variances += blocks[half:] * copies
-    if owners:
-        record_batch(owners, means, variances, pixels)
+    for count in {pixels for _, _, pixels in batches}:
+        owners, means, variances = [], [], []
+        for norms, moments, pixels in batches:
+            if pixels == count and norms.training and norms.norms[0].track_running_stats:
+                blocks = moments.split(norms.norms[0].num_features)
+                half = len(blocks) // 2
+                copies = len(norms.norms) // half
+                owners += norms.norms
+                means += blocks[:half] * copies
+                variances += blocks[half:] * copies
+        if owners:
+            record_batch(owners, means, variances, count)
 
 
 @dataclass(frozen=True)
@@ -143,19 +154,21 @@ class _Given:
 
 
 class _Backward:
-    """What a backward pass starts from, and what it finds.
+    """What the backward pass of a state starts from, and what it finds.
 
     Args:
         needed: for each of `tensors` whether its gradient is.
 
     Attributes:
-        of_state: the gradient for the state, or None where it is not needed.
+        state: the state.
+        of_state: the gradient for it, or None where it is not needed.
         adds: whether parts add to it, or the only one writes it.
         found: the gradients for `tensors`.
     """
 
-    def __init__(self, state: Tensor, tensors: Sequence[Tensor], needed: Sequence[bool]) -> None:
-        self.state, self.tensors, self.needed = state, tensors, needed
+    def __init__(self, tensors: Sequence[Tensor], needed: Sequence[bool]) -> None:
+        self.tensors, self.needed = tensors, needed
+        self.state: Tensor | None = None
         self.of_state: Tensor | None = None
         self.adds = True
         self.found: list[Tensor | None] = [None] * len(tensors)
@@ -165,18 +178,24 @@ class _Backward:
 
 
 class Part:
-    """A term on some edges: how it comes from the state, and how its gradient returns there.
+    """A term on some edges: how it comes from its state, and how its gradient returns there.
 
     Args:
-        edges: for each of them the index of the sum that it enters.
+        inputs: takes its tensors.
         norms: at its end.
+
+    Attributes:
+        start: index of its first edge among those of all parts.
+        inputs: where its tensors are.
     """
 
     whole = False
     """Whether `backward` can write the gradient for all of the state, instead of adding to it."""
 
-    def __init__(self, edges: Sequence[int], norms: _Norms | None = None) -> None:
-        self.edges, self.norms = edges, norms
+    def __init__(self, term: Term, inputs: Inputs) -> None:
+        self.term, self.edges = term, term.edges
+        self.norms = None if term.norms is None else _Norms(term.norms, inputs)
+        self.start = 0
 
     def forward(
         self, state: Tensor, tensors: Sequence[Tensor]
@@ -188,10 +207,14 @@ class Part:
         raise NotImplementedError
 
     def batches(
-        self, moments: Tensor | None, kept: Sequence[Tensor]
-    ) -> list[tuple[_Norms, Tensor]]:
-        """All norms, each with the mean and variance of its batch."""
-        return [] if self.norms is None else [(self.norms, moments)]
+        self, y: Tensor, moments: Tensor | None, kept: Sequence[Tensor]
+    ) -> list[tuple[_Norms, Tensor, int]]:
+        """All norms, each with the mean and variance of its batch, and its pixels."""
+        return [] if self.norms is None else [(self.norms, moments, _pixels(y))]
+
+    def learns(self, to: _Backward) -> bool:
+        """Whether a gradient for one of its tensors is needed."""
+        return self.norms is not None and to.needs(self.norms.affine)
 
     def backward(self, given: _Given, kept: Sequence[Tensor], to: _Backward) -> None:
         """Take the gradient for the result to the state and the tensors."""
@@ -212,14 +235,9 @@ class State(Part):
 class Pooled(Part):
     """A 3×3 pooling, the same for all edges."""
 
-    def __init__(
-        self,
-        edges: Sequence[int],
-        norms: Sequence[nn.BatchNorm2d],
-        inputs: Inputs,
-        pool: nn.MaxPool2d | nn.AvgPool2d,
-    ) -> None:
-        super().__init__(edges, _Norms(norms, inputs))
+    def __init__(self, term: Term, inputs: Inputs) -> None:
+        super().__init__(term, inputs)
+        pool = term.ops[0].pool
         self.stride, self.largest = pool.stride, isinstance(pool, nn.MaxPool2d)
 
     def forward(self, state, tensors):
@@ -239,17 +257,15 @@ class Pooled(Part):
 
 
 class Convolved(Part):
-    """Separable convolutions, one layer after another, each with batch norms.
+    """Separable convolutions, one layer after another, each with batch norms."""
 
-    Args:
-        layers: of each layer the convolutions of all edges.
-    """
-
-    def __init__(
-        self, edges: Sequence[int], layers: Sequence[Sequence[DepthwiseSeparable]], inputs: Inputs
-    ) -> None:
-        self.layers = [_Layer(ops, inputs) for ops in layers]
-        super().__init__(edges, self.layers[-1].norms)
+    def __init__(self, term: Term, inputs: Inputs) -> None:
+        super().__init__(term, inputs)
+        *others, last = term.layers
+        self.layers = [
+            *(_Layer(ops, _Norms([op.norm for op in ops], inputs), inputs) for ops in others),
+            _Layer(last, self.norms, inputs),
+        ]
 
     def forward(self, state, tensors):
         y, moments = self.layers[0].forward(state, _NO_NORM, tensors)
@@ -259,12 +275,16 @@ class Convolved(Part):
             y, moments = layer.forward(y, before.norms.applied(moments, tensors), tensors)
         return y, moments, kept
 
-    def batches(self, moments, kept):
-        norms = [layer.norms for layer in self.layers]
-        return list(zip(norms, [*kept[1::2], moments], strict=True))
+    def batches(self, y, moments, kept):
+        """Only the first layer has a stride, so all results are of one size."""
+        found = zip(self.layers, [*kept[1::2], moments], strict=True)
+        return [(layer.norms, own, _pixels(y)) for layer, own in found]
+
+    def learns(self, to):
+        return any(layer.learns(to) for layer in self.layers)
 
     def backward(self, given, kept, to):
-        if to.of_state is None and not any(layer.learns(to) for layer in self.layers):
+        if to.of_state is None and not self.learns(to):
             return
         for before, layer in reversed(list(pairwise(self.layers))):
             *kept, x, moments = kept
@@ -275,22 +295,16 @@ class Convolved(Part):
 class Projected(Part):
     """Pointwise convolutions of relu(x), with batch norms.
 
-    Args:
-        kernel: of all edges, (E C', C, 1, 1); at stride 2 (E C', 2 C, 1, 1), for the even pixels
-            of x and, beside them, those diagonally after.
+    Their joint kernel is (E C', C, 1, 1); at stride 2 (E C', 2 C, 1, 1), for the even pixels of x
+    and, beside them, those diagonally after.
     """
 
-    def __init__(
-        self,
-        edges: Sequence[int],
-        norms: Sequence[nn.BatchNorm2d],
-        inputs: Inputs,
-        kernel: Tensor,
-        stride: int,
-    ) -> None:
-        super().__init__(edges, _Norms(norms, inputs))
-        self.kernel, self.stride = inputs.add(kernel.contiguous()), stride
-        self.whole = stride == 1
+    def __init__(self, term: Term, inputs: Inputs) -> None:
+        super().__init__(term, inputs)
+        joint_kernel, ops = term.ops[0].joint_kernel, term.ops
+        self.kernel = inputs.add(1, lambda: [joint_kernel(ops).contiguous()])
+        self.stride = term.ops[0].stride
+        self.whole = self.stride == 1
 
     def forward(self, state, tensors):
         (kernel,) = tensors[self.kernel]
@@ -302,6 +316,9 @@ class Projected(Part):
 
     def _shape(self, state: Tensor) -> kernels.Shape:
         return _shape(state, len(self.edges), True, 1, self.stride, 1)
+
+    def learns(self, to):
+        return to.needs(self.kernel) or super().learns(to)
 
     def backward(self, given, kept, to):
         (kernel,) = to.tensors[self.kernel]
@@ -318,11 +335,15 @@ class Projected(Part):
 class _Layer:
     """Separable convolutions of several edges side by side, with the batch norms behind them."""
 
-    def __init__(self, ops: Sequence[DepthwiseSeparable], inputs: Inputs) -> None:
+    def __init__(self, ops: Sequence[DepthwiseSeparable], norms: _Norms, inputs: Inputs) -> None:
         # Autograd follows these copies; made within `_Mixed`, it would not.
-        self.depthwise = inputs.add(*(op.depthwise.weight.contiguous() for op in ops))
-        self.pointwise = inputs.add(*(op.pointwise.weight.contiguous() for op in ops))
-        self.norms = _Norms([op.norm for op in ops], inputs)
+        self.depthwise = inputs.add(
+            len(ops), lambda: [op.depthwise.weight.contiguous() for op in ops]
+        )
+        self.pointwise = inputs.add(
+            len(ops), lambda: [op.pointwise.weight.contiguous() for op in ops]
+        )
+        self.norms = norms
         self.edges, self.first = len(ops), ops[0]
 
     def _shape(self, x: Tensor, shared: bool) -> kernels.Shape:
@@ -386,112 +407,212 @@ class _Layer:
         return _Given(of_x.chunk(self.edges, dim=1), width, x, slopes)
 
 
+def _part(term: Term, inputs: Inputs) -> Part:
+    match term.ops[0]:
+        case nn.Identity():
+            return State(term, inputs)
+        case Pool():
+            return Pooled(term, inputs)
+        case ConvNorm() | FactorizedReduce():
+            return Projected(term, inputs)
+    return Convolved(term, inputs)
+
+
+class Plan:
+    """What there is to compute, whatever the tensors are.
+
+    Args: see `mixed.Graph`.
+
+    Attributes:
+        inputs: what the parts need besides the states.
+        edges: of all parts.
+        leaving: the parts that read each state.
+        entering: those that each sum consists of.
+        channels: of each sum; where no part has norms, those of the states.
+        weighted: indices of the edges that have a weight.
+    """
+
+    def __init__(self, terms: Sequence[Term], given: int, sums: int) -> None:
+        self.given, self.sums, self.inputs = given, sums, Inputs()
+        parts = [_part(term, self.inputs) for term in terms]
+        self.edges, self.weighted = 0, []
+        for part in parts:
+            part.start, self.edges = self.edges, self.edges + len(part.edges)
+            if part.term.weighted:
+                self.weighted += range(part.start, self.edges)
+        self.leaving = [
+            [part for part in parts if part.term.source == state] for state in range(given + sums)
+        ]
+        self.entering = [[part for part in parts if i in part.edges] for i in range(sums)]
+        normed = [part.norms.norms[0] for part in parts if part.norms is not None]
+        self.channels = normed[0].num_features if normed else None
+
+
 def mix(
-    parts: Sequence[Part],
-    inputs: Inputs,
-    state: Tensor,
-    sums: Sequence[Tensor | None],
+    plan: Plan,
+    given: Sequence[Tensor],
+    before: Sequence[Tensor | None],
     scale: Tensor | None,
-    channels: int,
-) -> tuple[Tensor, ...]:
-    """sum_e + Σ_i (weight_i · x̂_i + bias_i), over the parts i that are for edge e.
+) -> list[Tensor | None]:
+    """x_j = before_j + Σ_i (weight_i · x̂_i + bias_i), over the parts i that enter x_j.
 
     Args:
-        parts: the terms.
-        inputs: what they need besides the state.
-        state: what they read, (N, C, H, W).
-        sums: one for each edge that parts are for, or None for zeros.
-        scale: for the edges of all parts, one after the other, the weight; or None, where that is
-            a parameter of a norm, or 1.
-        channels: of each sum.
+        given: the first states, (N, C, H, W).
+        before: of each other state, or None for zeros.
+        scale: for the weighted edges, one after the other, the weight; or None, where that is a
+            parameter of a norm, or 1.
 
     Raises:
         ValueError: for affine norms with a scale.
         TypeError: for tensors of several types.
     """
-    for part in parts:
-        if part.norms is not None:
+    for part in (part for leaving in plan.leaving for part in leaving):
+        if part.norms is not None and part.term.weighted:
             check_scale(part.norms.norms, scale)
-    scale = None if scale is None else scale.contiguous()
-    before = [None if total is None else _dense(total) for total in sums]
-    tensors = [scale, *before, *inputs.tensors]
-    types = {state.dtype, *(tensor.dtype for tensor in tensors if tensor is not None)}
+    changed = [
+        bool(entering or leaving)
+        for entering, leaving in zip(plan.entering, plan.leaving[plan.given :], strict=True)
+    ]
+    tensors = [
+        *map(_dense, given),
+        None if scale is None else scale.contiguous(),
+        *(
+            None if own is None or not new else _dense(own)
+            for own, new in zip(before, changed, strict=True)
+        ),
+        *plan.inputs.tensors(),
+    ]
+    types = {tensor.dtype for tensor in tensors if tensor is not None}
     if len(types) > 1:
         raise TypeError(
             f"mixed operations need tensors of one type; found {sorted(map(str, types))}"
         )
-    return _Mixed.apply(parts, channels, len(sums), _dense(state), *tensors)
+    sums = zip(_Mixed.apply(plan, *tensors), changed, before, strict=True)
+    return [own if new else old for own, new, old in sums]
+
+
+class _Terms:
+    """All edges with their results, as the kernels read them."""
+
+    def __init__(self, plan: Plan, channels: int, scale: Tensor | None) -> None:
+        self.channels, self.scale = channels, scale
+        self.array = (kernels.Term * plan.edges)()
+        for part in (part for leaving in plan.leaving for part in leaving):
+            for i, edge in enumerate(part.edges):
+                self.array[part.start + i].sum = edge
+        if scale is not None:
+            start, size = scale.data_ptr(), scale.element_size()
+            for position, edge in enumerate(plan.weighted):
+                self.array[edge].scale = start + position * size
+
+    def set(self, part: Part, y: Tensor, moments: Tensor | None, tensors: Sequence[Tensor]) -> None:
+        """Enter a part's result, with norms its mean and variance, for all of its edges."""
+        width, norms = y.shape[1], part.norms
+        size = self.channels * y.element_size()
+        own = 0 if width == self.channels else size
+        moments, eps, weight, bias = _NO_NORM if norms is None else norms.applied(moments, tensors)
+        start = y.data_ptr()
+        for i in range(len(part.edges)):
+            term = self.array[part.start + i]
+            term.x, term.width = start + i * own, width
+            term.slot = part.start + (i if own else 0)
+            term.eps, term.fixed = eps, norms is None or not norms.training
+            if moments is not None:
+                term.mean = moments.data_ptr() + i * own
+                term.var = term.mean + width * y.element_size()
+            if weight is not None:
+                term.weight = weight.data_ptr() + i * size
+                term.bias = bias.data_ptr() + i * size
+
+    def call(self, function: str, x: Tensor, index: int, *arguments) -> None:
+        """Call a kernel with the terms of one sum x."""
+        sizes = len(self.array), index, self.channels, _pixels(x)
+        kernels.call(function, x.dtype, self.array, *sizes, *arguments)
 
 
 class _Mixed(torch.autograd.Function):
     """`mix` of dense tensors."""
 
     @staticmethod
-    def forward(ctx, parts, channels, count, state, scale, *tensors):
-        sums, tensors = tensors[:count], tensors[count:]
-        results, batches, kept, ctx.kept = [], [], [], []
-        for part in parts:
-            y, moments, own = part.forward(state, tensors)
-            results.append((y, moments))
-            batches += part.batches(moments, own)
-            ctx.kept.append(slice(len(kept), len(kept) + 2 + len(own)))
-            kept += y, moments, *own
-        _record(batches, _pixels(y))
-        new = [_result(y, channels) for _ in range(count)]
-        arguments = _arguments(parts, results, channels, scale, tensors)
-        kernels.call("mix", y.dtype, *arguments, _pixels(y), count, sums, new)
-        ctx.parts, ctx.inputs = parts, len(tensors)
-        ctx.save_for_backward(state, scale, *tensors, *kept)
-        return tuple(new)
+    def forward(ctx, plan, *tensors):
+        given, (scale, *rest) = tensors[: plan.given], tensors[plan.given :]
+        before, tensors = rest[: plan.sums], rest[plan.sums :]
+        states = [*given, *[None] * plan.sums]
+        channels = plan.channels or states[0].shape[1]
+        terms = _Terms(plan, channels, scale)
+        sizes: list[Tensor | None] = list(before)
+        batches, kept, ctx.kept = [], [], {}
+        for index, leaving in enumerate(plan.leaving):
+            i = index - plan.given
+            if i >= 0 and sizes[i] is not None:
+                states[index] = _result(sizes[i], channels)
+                terms.call("mix", states[index], i, before[i], states[index])
+            for part in leaving:
+                y, moments, own = part.forward(states[index], tensors)
+                terms.set(part, y, moments, tensors)
+                for edge in part.edges:
+                    sizes[edge] = y
+                batches += part.batches(y, moments, own)
+                ctx.kept[part] = slice(len(kept), len(kept) + 2 + len(own))
+                kept += y, moments, *own
+        _record(batches)
+        ctx.plan, ctx.channels, ctx.inputs = plan, channels, len(tensors)
+        ctx.save_for_backward(scale, *states, *tensors, *kept)
+        ctx.set_materialize_grads(False)
+        return tuple(states[plan.given :])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients):
-        parts, needs, count = ctx.parts, ctx.needs_input_grad, len(gradients)
-        state, scale, *saved = ctx.saved_tensors
+        plan, channels = ctx.plan, ctx.channels
+        scale, *saved = ctx.saved_tensors
+        count = plan.given + plan.sums
+        states, saved = saved[:count], saved[count:]
         tensors, saved = saved[: ctx.inputs], saved[ctx.inputs :]
-        kept = [saved[where] for where in ctx.kept]
-        gradients = [_dense(gradient) for gradient in gradients]
-        channels = gradients[0].shape[1]
-        arguments = _arguments(parts, [own[:2] for own in kept], channels, scale, tensors)
-        edges = sum(len(part.edges) for part in parts)
-        factors = state.new_empty(3, edges * channels)
-        of_weight, of_bias = state.new_empty(2, edges * channels)
-        found = factors, of_weight, of_bias
-        rows = _pixels(gradients[0])
-        kernels.call("mix_backward", state.dtype, *arguments, rows, gradients, *found)
-        to, start = _Backward(state, tensors, needs[5 + count :]), 0
-        to.adds = len(parts) > 1 or not parts[0].whole
-        if needs[3]:
-            to.of_state = torch.zeros_like(state) if to.adds else torch.empty_like(state)
-        for part, (y, _, *own) in zip(parts, kept, strict=True):
-            where = slice(start, start := start + len(part.edges) * channels)
-            if part.norms is not None and part.norms.affine is not None:
-                to.found[part.norms.affine] = of_weight[where], of_bias[where]
-            beyond = [gradients[edge] for edge in part.edges]
-            part.backward(_Given(beyond, channels, y, factors[:, where]), own, to)
-        of_scale = of_weight.view(edges, channels).sum(1) if needs[4] else None
-        of_sums = [own if need else None for own, need in zip(gradients, needs[5:], strict=False)]
-        return None, None, None, to.of_state, of_scale, *of_sums, *to.found
+        _, *needs = ctx.needs_input_grad
+        needs_scale = needs.pop(plan.given)
+        of_states, needs = needs[:count], needs[count:]
+        to = _Backward(tensors, needs)
+        terms = _Terms(plan, channels, scale)
+        for part, where in ctx.kept.items():
+            y, moments, *_ = saved[where]
+            terms.set(part, y, moments, tensors)
+        wanted = list(of_states)
+        for i, entering in enumerate(plan.entering):
+            wanted[plan.given + i] |= any(
+                wanted[part.term.source] or part.learns(to) or (needs_scale and part.term.weighted)
+                for part in entering
+            )
+        factors = states[0].new_zeros(3, plan.edges * channels)
+        of_weight, of_bias = states[0].new_zeros(2, plan.edges * channels)
+        found: list[Tensor | None] = [None] * count
+        for index in reversed(range(count)):
+            i, leaving = index - plan.given, plan.leaving[index]
+            outer = gradients[i] if i >= 0 else None
+            to.state, to.of_state = states[index], None
+            to.adds = outer is not None or len(leaving) != 1 or not leaving[0].whole
+            if wanted[index] and states[index] is not None:
+                to.of_state = _start(states[index], outer, bool(leaving), to.adds)
+            for part in leaving:
+                y, _, *own = saved[ctx.kept[part]]
+                where = slice(part.start * channels, (part.start + len(part.edges)) * channels)
+                if part.norms is not None and part.norms.affine is not None:
+                    to.found[part.norms.affine] = of_weight[where], of_bias[where]
+                beyond = [found[plan.given + edge] for edge in part.edges]
+                if all(own is not None for own in beyond):
+                    part.backward(_Given(beyond, channels, y, factors[:, where]), own, to)
+            found[index] = to.of_state
+            if i >= 0 and to.of_state is not None:
+                terms.call("mix_backward", to.of_state, i, to.of_state, factors, of_weight, of_bias)
+        of_scale = None
+        if needs_scale:
+            of_scale = of_weight.view(plan.edges, channels).sum(1)[plan.weighted]
+        found = [own if need else None for own, need in zip(found, of_states, strict=True)]
+        return None, *found[: plan.given], of_scale, *found[plan.given :], *to.found
 
 
-def _arguments(
-    parts: Sequence[Part],
-    results: Sequence[Sequence[Tensor | None]],
-    channels: int,
-    scale: Tensor | None,
-    tensors: Sequence[Tensor],
-) -> tuple:
-    """`Parts` of kernels.cpp."""
-    ys, _ = zip(*results, strict=True)
-    norms = [
-        _NO_NORM if part.norms is None else part.norms.applied(moments, tensors)
-        for part, (_, moments) in zip(parts, results, strict=True)
-    ]
-    moments, eps, weights, biases = zip(*norms, strict=True)
-    return (
-        *(len(parts), channels, [len(part.edges) for part in parts]),
-        *([edge for part in parts for edge in part.edges], ys, [y.shape[1] for y in ys]),
-        *(moments, eps, [part.norms is None or not part.norms.training for part in parts]),
-        *(weights, biases, scale),
-    )
+def _start(state: Tensor, outer: Tensor | None, read: bool, adds: bool) -> Tensor:
+    """The gradient for a state, before that of the parts that read it is added."""
+    if outer is None:
+        return torch.zeros_like(state) if adds else torch.empty_like(state)
+    return outer.clone(memory_format=torch.channels_last) if read else _dense(outer)

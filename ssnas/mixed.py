@@ -1,53 +1,86 @@
-"""Mixed operations, Σ_o w_o o(x), of all edges that leave a state: the search's hot path.
+"""Mixed operations, Σ_o w_o o(x), on the edges between states: the search's hot path.
 
 Computed one operation at a time, a search step keeps thousands of intermediate tensors, and waits
-for memory far longer than it computes. Here operations of one kind are computed side by side as
-one wide operation: on a CPU by kernels of the project's own (`fused`), everywhere else, or without
-a C++ compiler, by PyTorch's functions.
+for memory far longer than it computes. Here operations of one kind on edges that leave one state
+are computed side by side as one wide operation: on a CPU by kernels of the project's own (`fused`),
+everywhere else, or without a C++ compiler, by PyTorch's functions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import conv2d
 
 from ssnas import fused, kernels
 from ssnas.distributed import active
 from ssnas.norms import batch_norm, joined, record_statistics
-from ssnas.operations import ConvNorm, DepthwiseSeparable, FactorizedReduce, Pool, SepConv
+from ssnas.operations import ConvNorm, DepthwiseSeparable, FactorizedReduce
+from ssnas.terms import Term
 
 
-@dataclass(frozen=True)
-class Term:
-    """Operations of one kind on edges that leave a state.
+class Graph:
+    """States x_j = before_j + Σ_{i<j} Σ_o w_o o(x_i), of which the first ones are given.
 
     Args:
-        ops: of equal channels, kernels and strides; `nn.Identity` for the state itself.
-        edges: for each of them the index of the sum that it is added to.
+        terms: the operations.
+        given: how many states are.
+        sums: how many are not; they all have the same channels.
     """
 
-    ops: Sequence[nn.Module]
-    edges: tuple[int, ...]
+    def __init__(self, terms: Sequence[Term], given: int, sums: int) -> None:
+        self.terms, self.given, self.sums = terms, given, sums
+        self._plan: fused.Plan | None = None
 
-    @property
-    def norms(self) -> list[nn.BatchNorm2d] | None:
-        """The batch norms at the operations' ends, if they have any."""
-        return None if isinstance(self.ops[0], nn.Identity) else [op.norm for op in self.ops]
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy plans for its own operations."""
+        return {**self.__dict__, "_plan": None}
 
-    @property
-    def layers(self) -> list[Sequence[DepthwiseSeparable]]:
-        """The separable convolutions that the operations consist of, one layer after another."""
-        match self.ops[0]:
-            case SepConv():
-                return [[op.first for op in self.ops], [op.second for op in self.ops]]
-            case DepthwiseSeparable():
-                return [self.ops]
-        return []
+    def __call__(
+        self,
+        given: Sequence[Tensor],
+        before: Sequence[Tensor | None],
+        scale: Tensor | None = None,
+    ) -> list[Tensor | None]:
+        """Compute the sums.
+
+        Args:
+            given: the first states, (N, C, H, W).
+            before: what is added to each sum, (N, C', H', W'), or None for zeros; they may be
+                changed in place.
+            scale: the w_o of all weighted terms' edges, one after the other, or None for 1.
+
+        Returns:
+            the sums, None where there is nothing to add.
+        """
+        if not self.terms:
+            return list(before)
+        if not _usable(given[0]):
+            return self._composed(given, before, scale)
+        if self._plan is None:
+            self._plan = fused.Plan(self.terms, self.given, self.sums)
+        return fused.mix(self._plan, given, before, scale)
+
+    def _composed(
+        self, given: Sequence[Tensor], before: Sequence[Tensor | None], scale: Tensor | None
+    ) -> list[Tensor | None]:
+        sums = list(before)
+        counts = [len(term.edges) if term.weighted else 0 for term in self.terms]
+        scales = [None] * len(counts) if scale is None else scale.split(counts)
+        for index in range(self.given + self.sums):
+            state = given[index] if index < self.given else sums[index - self.given]
+            leaving = [
+                (term, own if term.weighted else None)
+                for term, own in zip(self.terms, scales, strict=True)
+                if term.source == index
+            ]
+            if leaving:
+                _add(sums, state, leaving)
+        return sums
 
 
 def add_mixed(
@@ -56,7 +89,7 @@ def add_mixed(
     terms: Sequence[Term],
     scales: Sequence[Tensor] | None = None,
 ) -> list[Tensor | None]:
-    """Add Σ_o w_o o(x) to what several nodes have so far.
+    """Add Σ_o w_o o(x) of one state to what several nodes have so far.
 
     Args:
         sums: of each edge that leaves the state, (N, C, H', W'), or None for zeros; they may be
@@ -68,10 +101,12 @@ def add_mixed(
     Returns:
         the new sums.
     """
-    if not terms:
-        return list(sums)
-    compute = _fused if _usable(state) else _composed
-    return compute(sums, state, terms, scales)
+    return Graph(terms, 1, len(sums))([state], sums, joined(scales) if scales else None)
+
+
+def concatenated(states: Sequence[Tensor]) -> Tensor:
+    """Their channels, one after the other."""
+    return torch.cat(states, dim=1) if _usable(states[0]) else _Concatenate.apply(*states)
 
 
 def _usable(x: Tensor) -> bool:
@@ -104,25 +139,22 @@ class Source:
         return self._rectified[count]
 
 
-def _composed(
-    sums: Sequence[Tensor | None],
-    state: Tensor,
-    terms: Sequence[Term],
-    scales: Sequence[Tensor] | None,
-) -> list[Tensor | None]:
-    found, source = list(sums), Source(state)
+def _add(
+    sums: list[Tensor | None], state: Tensor, leaving: Sequence[tuple[Term, Tensor | None]]
+) -> None:
+    """Add the terms that leave a state, each with the w_o of its edges, to the sums."""
+    source = Source(state)
     totals: dict[tuple[int, ...], Tensor] = {}
-    for index, term in enumerate(terms):
-        value = _normalised(term, source, None if scales is None else scales[index])
+    for term, scale in leaving:
+        value = _normalised(term, source, scale)
         total = totals.get(term.edges)
         totals[term.edges] = value if total is None else total + value
     for edges, total in totals.items():
-        if len(edges) == 1 and found[edges[0]] is None:
-            found[edges[0]] = total
+        if len(edges) == 1 and sums[edges[0]] is None:
+            sums[edges[0]] = total
             continue
         for edge, part in zip(edges, total.chunk(len(edges), dim=1), strict=True):
-            found[edge] = accumulate(found[edge], part)
-    return found
+            sums[edge] = accumulate(sums[edge], part)
 
 
 def accumulate(total: Tensor | None, value: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -166,40 +198,19 @@ def separable(source: Source, ops: Sequence[DepthwiseSeparable]) -> Tensor:
     return conv2d(x, pointwise, groups=len(ops))
 
 
-# By the compiled kernels
+class _Concatenate(torch.autograd.Function):
+    """Concatenation of channels whose gradients are dense.
 
+    PyTorch returns the gradients as slices of one tensor; its batch norm's backward is twenty times
+    slower on those, and many of them start from each node.
+    """
 
-def _fused(
-    sums: Sequence[Tensor | None],
-    state: Tensor,
-    terms: Sequence[Term],
-    scales: Sequence[Tensor] | None,
-) -> list[Tensor | None]:
-    inputs = fused.Inputs()
-    entered = sorted({edge for term in terms for edge in term.edges})
-    parts = [_part(term, [entered.index(e) for e in term.edges], inputs) for term in terms]
-    scale = None if scales is None else joined(scales)
-    before = [sums[edge] for edge in entered]
-    new = fused.mix(parts, inputs, state, before, scale, _channels(terms, state))
-    found = list(sums)
-    for edge, total in zip(entered, new, strict=True):
-        found[edge] = total
-    return found
+    @staticmethod
+    def forward(ctx, *parts: Tensor) -> Tensor:
+        ctx.widths = [part.shape[1] for part in parts]
+        return torch.cat(parts, dim=1)
 
-
-def _part(term: Term, edges: list[int], inputs: fused.Inputs) -> fused.Part:
-    match term.ops[0]:
-        case nn.Identity():
-            return fused.State(edges)
-        case Pool() as op:
-            return fused.Pooled(edges, term.norms, inputs, op.pool)
-        case ConvNorm() | FactorizedReduce() as op:
-            kernel = op.joint_kernel(term.ops)
-            return fused.Projected(edges, term.norms, inputs, kernel, op.stride)
-    return fused.Convolved(edges, term.layers, inputs)
-
-
-def _channels(terms: Sequence[Term], state: Tensor) -> int:
-    """Of the sums: a term changes them only where all do."""
-    norms = terms[0].norms
-    return state.shape[1] if norms is None else norms[0].num_features
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
+        parts = gradient.split(ctx.widths, dim=1)
+        return tuple(part.contiguous(memory_format=torch.channels_last) for part in parts)

@@ -36,6 +36,16 @@ class Shape(ctypes.Structure):
     ]
 
 
+class Term(ctypes.Structure):
+    """`Term` of kernels.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "mean", "var", "weight", "bias", "scale")),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_long) for name in ("fixed", "width", "sum", "slot")),
+    ]
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The kernels, or None where they cannot be built or `SSNAS_NATIVE` is 0.
@@ -101,8 +111,8 @@ def call(function: str, dtype: torch.dtype, *arguments) -> None:
     Args:
         function: its name, without the type.
         dtype: of the tensors.
-        arguments: numbers, tensors (dense, in the layout that the function expects), sequences of
-            those, and None for what it shall not read or write.
+        arguments: numbers, structures, tensors (dense, in the layout that the function expects),
+            sequences of those, and None for what it shall not read or write.
     """
     _function(f"{function}_{NAMES[dtype]}", *(type(a) is float for a in arguments))(
         *map(_converted, arguments)
@@ -122,13 +132,8 @@ def _converted(argument):
     if isinstance(argument, Tensor):
         return argument.data_ptr()
     if isinstance(argument, list | tuple):
-        first = argument[0]
-        if type(first) is int or type(first) is bool:
-            return (ctypes.c_long * len(argument))(*argument)
-        if type(first) is float:
-            return (ctypes.c_double * len(argument))(*argument)
         addresses = [None if x is None else x.data_ptr() for x in argument]
         return (ctypes.c_void_p * len(argument))(*addresses)
-    if isinstance(argument, Shape):
+    if isinstance(argument, Shape | ctypes.Array):
         return ctypes.addressof(argument)
     return argument

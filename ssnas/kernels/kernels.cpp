@@ -740,112 +740,97 @@ void pool_backward(const Shape &s, long largest, const T *x, const T *y, const T
   });
 }
 
-// Results, each a term on several edges: all edges have its C channels, or each edge a block of C.
-template <class T> struct Parts {
-  long count, channels;
-  const long *edges, *edge; // how many of each part, and those of all parts, one after the other
-  const T *const *y;
-  const long *width; // of a pixel of y
-  const T *const *moments; // mean and variance, one after the other
-  const double *eps;
-  const long *fixed;
-  const T *const *weight, *const *bias;
-  const T *scale; // of each edge of each part
-};
-
-// A part on one edge. `slot`: the first term that has the same x.
+// Of a sum: a result x, every `width` values a pixel, and the batch norm behind it.
 template <class T> struct Term {
-  long edge, stride, slot;
-  const T *x;
-  Norm<T> norm;
+  const T *x, *mean, *var, *weight, *bias, *scale;
+  double eps;
+  long fixed, width, sum; // which sum it is a term of
+  long slot; // the first term that has the same x
+
+  Norm<T> norm() const { return {mean, var, eps, weight, bias, scale, fixed}; }
 };
 
-template <class T> std::vector<Term<T>> terms_of(const Parts<T> &parts) {
-  std::vector<Term<T>> terms;
-  for (long p = 0; p < parts.count; p++) {
-    const long first = terms.size(), width = parts.width[p];
-    for (long e = 0; e < parts.edges[p]; e++) {
-      const long i = first + e, own = e * parts.channels, block = width == parts.channels ? 0 : own;
-      auto moved = [](const T *start, long by) { return start ? start + by : nullptr; };
-      const Norm<T> norm{moved(parts.moments[p], block),
-                         moved(parts.moments[p], block + width),
-                         parts.eps[p],
-                         moved(parts.weight[p], own),
-                         moved(parts.bias[p], own),
-                         moved(parts.scale, i),
-                         parts.fixed[p]};
-      terms.push_back({parts.edge[i], width, block ? i : first, parts.y[p] + block, norm});
-    }
-  }
-  return terms;
+// Those of one sum, by their indices.
+template <class T> std::vector<long> terms_of(const Term<T> *terms, long count, long sum) {
+  std::vector<long> found;
+  for (long i = 0; i < count; i++)
+    if (terms[i].sum == sum) found.push_back(i);
+  return found;
 }
 
-// to_e = from_e + Σ_i norm_i(x_i) over the terms i of edge e; from_e may be null.
+// to = from + Σ_i norm_i(x_i) over the terms i of a sum; from may be null.
 template <class T>
-void mix(const Parts<T> &parts, long rows, long edges, const T *const *from, T *const *to) {
-  const auto terms = terms_of(parts);
-  const long channels = parts.channels;
-  std::vector<T> factors(terms.size() * channels), constants(edges * channels), offset(channels);
-  for (const auto &term : terms) {
-    T *factor = factors.data() + (&term - terms.data()) * channels;
-    term.norm.write(channels, factor, offset.data());
-    for (long c = 0; c < channels; c++) constants[term.edge * channels + c] += offset[c];
+void mix(const Term<T> *terms, long count, long sum, long channels, long rows, const T *from,
+         T *to) {
+  const auto own = terms_of(terms, count, sum);
+  const long terms_count = own.size();
+  std::vector<T> factors(own.size() * channels), constants(channels), offset(channels);
+  for (long i = 0; i < terms_count; i++) {
+    terms[own[i]].norm().write(channels, factors.data() + i * channels, offset.data());
+    for (long c = 0; c < channels; c++) constants[c] += offset[c];
   }
   by_block(rows, [&](long first, long last) {
     by_channel<T>(channels, [&]<long N>(long c) {
-      for (long e = 0; e < edges; e++) {
-        const P<T, N> constant = as<N>(constants.data() + e * channels + c);
-        for (long r = first; r < last; r++)
-          as<N>(to[e] + r * channels + c) =
-              from[e] ? as<N>(from[e] + r * channels + c) + constant : constant;
-      }
-      const T *factors_of = factors.data() + c;
-      for (const auto &term : terms) {
-        const P<T, N> factor = as<N>(factors_of);
-        const T *x = term.x + c;
-        T *sum = to[term.edge] + c;
-        const long stride = term.stride;
-        for (long r = first; r < last; r++)
-          as<N>(sum + r * channels) += factor * as<N>(x + r * stride);
-        factors_of += channels;
-      }
+      const P<T, N> constant = as<N>(constants.data() + c);
+      for (long r = first; r < last; r++)
+        as<N>(to + r * channels + c) =
+            from ? as<N>(from + r * channels + c) + constant : constant;
+      // Several at a time, so that the sum is read and written less often.
+      auto add = [&]<long TERMS>(long start) {
+        P<T, N> factor[TERMS];
+        const T *x[TERMS];
+        long width[TERMS];
+        for (long i = 0; i < TERMS; i++) {
+          factor[i] = as<N>(factors.data() + (start + i) * channels + c);
+          x[i] = terms[own[start + i]].x + c, width[i] = terms[own[start + i]].width;
+        }
+        for (long r = first; r < last; r++) {
+          P<T, N> total = as<N>(to + r * channels + c);
+          for (long i = 0; i < TERMS; i++) total += factor[i] * as<N>(x[i] + r * width[i]);
+          as<N>(to + r * channels + c) = total;
+        }
+      };
+      long i = 0;
+      for (; i + 4 <= terms_count; i += 4) add.template operator()<4>(i);
+      if (i + 2 <= terms_count) add.template operator()<2>(i), i += 2;
+      if (i < terms_count) add.template operator()<1>(i);
     });
   });
 }
 
-// Of the terms of `mix` what `Norm::differentiate` finds, for the gradients g given for the edges.
-// factors: factor, slope and offset of every term, the latter two where its slot says.
+// Of the terms of a sum what `Norm::differentiate` finds, for the gradient g given for the sum.
+// factors: factor, slope and offset of every term, the latter two where its slot says, to which
+// they are added.
 template <class T>
-void mix_backward(const Parts<T> &parts, long rows, const T *const *g, T *factors, T *of_weight,
-                  T *of_bias) {
-  const auto terms = terms_of(parts);
-  const long channels = parts.channels, wide = terms.size() * channels;
+void mix_backward(const Term<T> *terms, long count, long sum, long channels, long rows, const T *g,
+                  T *factors, T *of_weight, T *of_bias) {
+  const auto own = terms_of(terms, count, sum);
+  const long wide = own.size() * channels;
   Sums<double> all(2 * wide);
   by_block(rows, [&](long first, long last) {
-    double *own = all.own();
+    double *sums = all.own();
     by_channel<T>(channels, [&]<long N>(long c) {
-      double *sum = own + c;
-      for (const auto &term : terms) {
-        const T *given = g[term.edge] + first * channels + c;
-        const long stride = term.stride;
-        const T *x = term.x + first * stride + c;
-        const P<T, N> centre = term.norm.mean ? as<N>(term.norm.mean + c) : P<T, N>{};
+      double *to = sums + c;
+      const T *given = g + first * channels + c;
+      for (long i : own) {
+        const long width = terms[i].width;
+        const T *x = terms[i].x + first * width + c;
+        const P<T, N> centre = terms[i].mean ? as<N>(terms[i].mean + c) : P<T, N>{};
         pair_sums<T, N>(last - first, [&](long r) {
           const P<T, N> value = as<N>(given + r * channels);
-          return Pair<T, N>{value, value * (as<N>(x + r * stride) - centre)};
-        }).add_to(sum, sum + wide);
-        sum += channels;
+          return Pair<T, N>{value, value * (as<N>(x + r * width) - centre)};
+        }).add_to(to, to + wide);
+        to += channels;
       }
     });
   });
   const double *sums = all.total();
-  std::fill(factors + wide, factors + 3 * wide, T(0));
-  long at = 0;
-  for (const auto &term : terms) {
-    T *slope = factors + wide + term.slot * channels;
-    term.norm.differentiate(channels, rows, sums + at, sums + wide + at, factors + at, slope,
-                            slope + wide, of_weight + at, of_bias + at);
-    at += channels;
+  for (long i : own) {
+    T *slope = factors + (count + terms[i].slot) * channels;
+    terms[i].norm().differentiate(channels, rows, sums, sums + wide, factors + i * channels, slope,
+                                  slope + count * channels, of_weight + i * channels,
+                                  of_bias + i * channels);
+    sums += channels;
   }
 }
 
@@ -1024,23 +1009,13 @@ void project_backward(const Grids &grids, long channels, const T *x, const T *we
     const Gradient<T> given{g, stride, y, factors, distance, width};                               \
     norm_backward(rows, edges, channels, given, adds, gx);                                         \
   }                                                                                                \
-  extern "C" void mix_##T(long count, long channels, const long *edges, const long *edge,          \
-                          const T *const *y, const long *width, const T *const *moments,           \
-                          const double *eps, const long *fixed, const T *const *weight,            \
-                          const T *const *bias, const T *scale, long rows, long sums,              \
-                          const T *const *from, T *const *to) {                                    \
-    const Parts<T> parts{count,   channels, edges, edge,   y,    width,                            \
-                         moments, eps,      fixed, weight, bias, scale};                           \
-    mix(parts, rows, sums, from, to);                                                              \
+  extern "C" void mix_##T(const Term<T> *terms, long count, long sum, long channels, long rows,    \
+                          const T *from, T *to) {                                                  \
+    mix(terms, count, sum, channels, rows, from, to);                                              \
   }                                                                                                \
-  extern "C" void mix_backward_##T(                                                                \
-      long count, long channels, const long *edges, const long *edge, const T *const *y,           \
-      const long *width, const T *const *moments, const double *eps, const long *fixed,            \
-      const T *const *weight, const T *const *bias, const T *scale, long rows, const T *const *g,  \
-      T *factors, T *of_weight, T *of_bias) {                                                      \
-    const Parts<T> parts{count,   channels, edges, edge,   y,    width,                            \
-                         moments, eps,      fixed, weight, bias, scale};                           \
-    mix_backward(parts, rows, g, factors, of_weight, of_bias);                                     \
+  extern "C" void mix_backward_##T(const Term<T> *terms, long count, long sum, long channels,      \
+                                   long rows, const T *g, T *factors, T *of_weight, T *of_bias) {  \
+    mix_backward(terms, count, sum, channels, rows, g, factors, of_weight, of_bias);               \
   }
 
 EXPORT(float)
