@@ -54,6 +54,11 @@ template <class T> using V = typename Vector<T>::type;
 template <class T> const V<T> &load(const T *p) { return *reinterpret_cast<const V<T> *>(p); }
 template <class T> V<T> &at(T *p) { return *reinterpret_cast<V<T> *>(p); }
 
+// Asks for values that are soon read, or written, so that they come while others are computed with.
+template <bool WRITTEN = false, class T> void fetch(const T *from, long count) {
+  for (long i = 0; i < count; i += LANES<T>) __builtin_prefetch(from + i, WRITTEN);
+}
+
 // N values at any address.
 template <class T, long N> struct Values {
   typedef T type __attribute__((vector_size(N * sizeof(T)), aligned(sizeof(T))));
@@ -88,44 +93,33 @@ template <class T, class Body> void by_channel(long channels, Body body) {
   for (; c < channels; c++) body.template operator()<1>(c);
 }
 
-// to[step·x] (+)= Σ_taps from[row + dilation·ky][stride·x + dilation·kx] · weight[tap]. The dilation
-// is 1, or 2 at stride 1.
-template <class T, int KY, int KX, bool ADD>
-void depthwise_row(T *to, long step, const T *from, long row, const T *weight, long width,
-                   long stride, long dilation, long lanes) {
+// to[step·x] (+)= Σ_taps from[row + dilation·ky][stride·x + dilation·kx] · weight[tap].
+template <class T, int KY, int KX, bool ADD, int STRIDE, int DILATION>
+void depthwise_of(T *to, long step, const T *from, long row, const T *weight, long width,
+                  long lanes) {
   constexpr int BLOCK = 8;
   for (long v = 0; v < lanes; v += LANES<T>) {
     long x = 0;
     auto block = [&]<int B>() {
+      constexpr int READ = (B - 1) * STRIDE + (KX - 1) * DILATION + 1;
       V<T> sum[B];
+#pragma GCC unroll 8
       for (int b = 0; b < B; b++) sum[b] = ADD ? load(to + (x + b) * step * lanes + v) : V<T>{};
-      // Neighbours share what they read at stride 1: it stays in registers.
-      auto neighbours = [&]<int D>() {
-        for (int ky = 0; ky < KY; ky++) {
-          V<T> read[B + D * (KX - 1)];
-          const T *start = from + ky * D * row + x * lanes + v;
-#pragma GCC unroll 16
-          for (int b = 0; b < B + D * (KX - 1); b++) read[b] = load(start + b * lanes);
 #pragma GCC unroll 8
-          for (int kx = 0; kx < KX; kx++) {
-            const V<T> w = load(weight + (ky * KX + kx) * lanes + v);
+      for (int ky = 0; ky < KY; ky++) {
+        // Neighbours share what they read: it stays in registers.
+        V<T> read[READ];
+        const T *start = from + ky * DILATION * row + x * STRIDE * lanes + v;
+#pragma GCC unroll 32
+        for (int b = 0; b < READ; b++) read[b] = load(start + b * lanes);
 #pragma GCC unroll 8
-            for (int b = 0; b < B; b++) sum[b] += read[b + D * kx] * w;
-          }
+        for (int kx = 0; kx < KX; kx++) {
+          const V<T> w = load(weight + (ky * KX + kx) * lanes + v);
+#pragma GCC unroll 8
+          for (int b = 0; b < B; b++) sum[b] += read[b * STRIDE + kx * DILATION] * w;
         }
-      };
-      if (stride == 1 && dilation == 1)
-        neighbours.template operator()<1>();
-      else if (stride == 1)
-        neighbours.template operator()<2>();
-      else
-        for (int ky = 0; ky < KY; ky++)
-          for (int kx = 0; kx < KX; kx++) {
-            const V<T> w = load(weight + (ky * KX + kx) * lanes + v);
-            const T *start = from + ky * row + (x * stride + kx) * lanes + v;
+      }
 #pragma GCC unroll 8
-            for (int b = 0; b < B; b++) sum[b] += load(start + b * stride * lanes) * w;
-          }
       for (int b = 0; b < B; b++) at(to + (x + b) * step * lanes + v) = sum[b];
       x += B;
     };
@@ -135,6 +129,16 @@ void depthwise_row(T *to, long step, const T *from, long row, const T *weight, l
   }
 }
 
+// The dilation is 1, or 2 at stride 1.
+template <class T, int KY, int KX, bool ADD>
+void depthwise_row(T *to, long step, const T *from, long row, const T *weight, long width,
+                   long stride, long dilation, long lanes) {
+  const auto own = stride == 2     ? depthwise_of<T, KY, KX, ADD, 2, 1>
+                   : dilation == 2 ? depthwise_of<T, KY, KX, ADD, 1, 2>
+                                   : depthwise_of<T, KY, KX, ADD, 1, 1>;
+  own(to, step, from, row, weight, width, lanes);
+}
+
 // to[x][·] = Σ_c from[x][c] · matrix[c][·], where to[x] are `apart` and from[x] `stride` values.
 template <class T>
 void pointwise_row(T *to, long apart, const T *from, long stride, const T *matrix, long width,
@@ -142,6 +146,7 @@ void pointwise_row(T *to, long apart, const T *from, long stride, const T *matri
   long v = 0, x = 0;
   auto block = [&]<int B, int N>() {
     V<T> sum[B][N] = {};
+#pragma GCC unroll 4
     for (long c = 0; c < channels; c++) {
       V<T> w[N];
       for (int n = 0; n < N; n++) w[n] = load(matrix + c * lanes + v + n * LANES<T>);
@@ -339,9 +344,11 @@ template <class T> struct Gradient {
       const P<T, N> offset = as<N>(own + 2 * distance);
       const T *from = given[operation] + pixel * stride + c;
       const T *result = y + pixel * width + operation * channels + c;
-      for (long x = 0; x < count; x++)
+      for (long x = 0; x < count; x++) {
+        fetch(from + (x + count) * stride, 1), fetch(result + (x + count) * width, 1);
         as<N>(to + x * lanes + c) =
             factor * as<N>(from + x * stride) + slope * as<N>(result + x * width) + offset;
+      }
     });
   }
 };
@@ -630,6 +637,7 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
               if (!mean) {
                 for (long x = 0; x < s.width; x++) {
                   const long at = start + x * distance;
+                  fetch<true>(gx + at + s.image_width * distance, 1);
                   as<N>(gx + at) += masked(x, as<N>(input.x + at));
                 }
                 return;
@@ -640,6 +648,7 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
                 const long at = start + x * distance;
                 const P<T, N> before = as<N>(input.x + at), value = masked(x, before);
                 as<N>(gx + at) = value;
+                fetch<true>(gx + at + s.image_width * distance, 1);
                 return Pair<T, N>{value, value * (before - centre)};
               }).add_to(sum, sum + wide);
             });
@@ -876,6 +885,8 @@ struct Grids {
     for (long r = first; r < last; r++, to += lanes)
       for (long g = 0; g < s.stride; g++) {
         const long from = at(r, g);
+        const long ahead = at(r + (last - first), g);
+        if (ahead >= 0) fetch(x + ahead, s.channels);
         by_channel<T>(s.channels, [&]<long N>(long c) {
           const P<T, N> value = from < 0 ? P<T, N>{} : as<N>(x + from + c);
           as<N>(to + g * s.channels + c) = value < 0 ? P<T, N>{} : value;
@@ -885,7 +896,7 @@ struct Grids {
 };
 
 // Rows that are worked on together.
-constexpr long PIXELS = 32;
+constexpr long PIXELS = 64;
 
 // y, and the mean and biased variance of each of its channels, one after the other, unless null.
 template <class T>
@@ -933,8 +944,8 @@ void project_backward(const Grids &grids, long channels, const T *x, const T *we
     T *gradient = spread + PIXELS * inner;
     for (long e = 0; e < s.operations; e++)
       given.copy(gradient + e * own_channels, lanes, first, last - first, e, own_channels);
+    grids.rectify(input, inner, x, first, last);
     if (gweight) {
-      grids.rectify(input, inner, x, first, last);
       add_outer(sums.own(), gradient, lanes, input, last - first, channels, inner);
     }
     if (!gx) return;
@@ -945,7 +956,8 @@ void project_backward(const Grids &grids, long channels, const T *x, const T *we
         if (at < 0) continue;
         const T *own = spread + (r - first) * inner + g * s.channels;
         by_channel<T>(s.channels, [&]<long N>(long c) {
-          const P<T, N> value = as<N>(x + at + c) <= 0 ? P<T, N>{} : as<N>(own + c);
+          const P<T, N> value = as<N>(input + (r - first) * inner + g * s.channels + c) <= 0 ? P<T, N>{} : as<N>(own + c);
+          __builtin_prefetch(gx + at + c + PIXELS * s.channels, 1);
           as<N>(gx + at + c) = adds ? as<N>(gx + at + c) + value : value;
         });
       }
