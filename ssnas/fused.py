@@ -162,7 +162,7 @@ class _Backward:
     Attributes:
         state: the state.
         of_state: the gradient for it, or None where it is not needed.
-        adds: whether parts add to it, or the only one writes it.
+        adds: whether the next part adds to it, or writes it.
         found: the gradients for `tensors`.
     """
 
@@ -224,12 +224,14 @@ class Part:
 class State(Part):
     """The state itself."""
 
+    whole = True
+
     def forward(self, state, tensors):
         return state, None, ()
 
     def backward(self, given, kept, to):
         if to.of_state is not None:
-            given.write(to.of_state, adds=True)
+            given.write(to.of_state, adds=to.adds)
 
 
 class Pooled(Part):
@@ -290,6 +292,12 @@ class Convolved(Part):
             *kept, x, moments = kept
             given = layer.backward(given, x, to, torch.empty_like(x), before.norms, moments)
         self.layers[0].backward(given, to.state, to, to.of_state)
+
+    @property
+    def whole(self):
+        """With stride and dilation 2 all taps meet the even pixels alone."""
+        first = self.term.layers[0][0]
+        return not first.stride == first.dilation == 2
 
 
 class Projected(Part):
@@ -400,7 +408,7 @@ class _Layer:
         kernels.call(
             "backward",
             *(x.dtype, shape, x, *before, *weights, *given.arguments()),
-            *(of_x, *of_norms, *of_weights),
+            *(of_x, to.adds, *of_norms, *of_weights),
         )
         if norms is None:
             return None
@@ -426,7 +434,7 @@ class Plan:
     Attributes:
         inputs: what the parts need besides the states.
         edges: of all parts.
-        leaving: the parts that read each state.
+        leaving: the parts that read each state, in the order in which they are computed.
         entering: those that each sum consists of.
         channels: of each sum; where no part has norms, those of the states.
         weighted: indices of the edges that have a weight.
@@ -440,8 +448,10 @@ class Plan:
             part.start, self.edges = self.edges, self.edges + len(part.edges)
             if part.term.weighted:
                 self.weighted += range(part.start, self.edges)
+        # One that writes the whole gradient for the state goes first.
+        ordered = sorted(parts, key=lambda part: not part.whole)
         self.leaving = [
-            [part for part in parts if part.term.source == state] for state in range(given + sums)
+            [part for part in ordered if part.term.source == state] for state in range(given + sums)
         ]
         self.entering = [[part for part in parts if i in part.edges] for i in range(sums)]
         normed = [part.norms.norms[0] for part in parts if part.norms is not None]
@@ -590,7 +600,7 @@ class _Mixed(torch.autograd.Function):
             i, leaving = index - plan.given, plan.leaving[index]
             outer = gradients[i] if i >= 0 else None
             to.state, to.of_state = states[index], None
-            to.adds = outer is not None or len(leaving) != 1 or not leaving[0].whole
+            to.adds = outer is not None or not any(part.whole for part in leaving)
             if wanted[index] and states[index] is not None:
                 to.of_state = _start(states[index], outer, bool(leaving), to.adds)
             for part in leaving:
@@ -601,6 +611,7 @@ class _Mixed(torch.autograd.Function):
                 beyond = [found[plan.given + edge] for edge in part.edges]
                 if all(own is not None for own in beyond):
                     part.backward(_Given(beyond, channels, y, factors[:, where]), own, to)
+                    to.adds = True
             found[index] = to.of_state
             if i >= 0 and to.of_state is not None:
                 terms.call("mix_backward", to.of_state, i, to.of_state, factors, of_weight, of_bias)

@@ -519,12 +519,12 @@ void forward(const Shape &s, const Input<T> &input, const T *const *wd, const T 
 
 // Gradients for what is read and for the kernels, those that are not null.
 //
-// Without a norm before, the gradient for x is added to gx. With one, gx is written, the gradient
-// for the norm's result, and its Σ gx and Σ gx · (x − mean) are gx_sums, one after the other.
+// Without a norm before, the gradient for x is written to gx, or added. With one, gx is written, the
+// gradient for the norm's result, and its Σ gx and Σ gx · (x − mean) are gx_sums, one after the other.
 template <class T, int K>
 void backward(const Shape &s, const Input<T> &input, const T *mean, const T *const *wd,
-              const T *const *wp, const Gradient<T> &given, T *gx, double *gx_sums, T *gwd,
-              T *gwp) {
+              const T *const *wp, const Gradient<T> &given, T *gx, bool adds, double *gx_sums,
+              T *gwd, T *gwp) {
   const Kernels<T> kernels(s, wd, wp);
   const long lanes = kernels.lanes, taps = kernels.taps, reach = s.reach();
   const long rows = s.out(s.height), cols = s.out(s.width);
@@ -638,7 +638,8 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
                 for (long x = 0; x < s.width; x++) {
                   const long at = start + x * distance;
                   fetch<true>(gx + at + s.image_width * distance, 1);
-                  as<N>(gx + at) += masked(x, as<N>(input.x + at));
+                  const P<T, N> value = masked(x, as<N>(input.x + at));
+                  as<N>(gx + at) = adds ? as<N>(gx + at) + value : value;
                 }
                 return;
               }
@@ -981,8 +982,8 @@ void project_backward(const Grids &grids, long channels, const T *x, const T *we
   extern "C" void backward_##T(const Shape *s, const T *x, const T *mean,                         \
                                double eps, const T *weight, const T *bias, const T *const *wd,     \
                                const T *const *wp, const T *const *g, long stride, const T *y,     \
-                               const T *factors, long distance, T *gx, long fixed, T *slopes,      \
-                               T *of_weight, T *of_bias, T *gwd, T *gwp) {                         \
+                               const T *factors, long distance, T *gx, long adds, long fixed,      \
+                               T *slopes, T *of_weight, T *of_bias, T *gwd, T *gwp) {                         \
     const T *var = mean ? mean + s->read() : nullptr;                                              \
     const Norm<T> norm{mean, var, eps, weight, bias, nullptr, fixed};                              \
     const Input<T> input(x, *s, norm);                                                             \
@@ -990,8 +991,8 @@ void project_backward(const Grids &grids, long channels, const T *x, const T *we
     const long width = s->read();                                                                  \
     std::vector<double> sums(2 * width);                                                           \
     s->kernel == 3                                                                                 \
-        ? backward<T, 3>(*s, input, mean, wd, wp, given, gx, sums.data(), gwd, gwp)                \
-        : backward<T, 5>(*s, input, mean, wd, wp, given, gx, sums.data(), gwd, gwp);               \
+        ? backward<T, 3>(*s, input, mean, wd, wp, given, gx, adds, sums.data(), gwd, gwp)                \
+        : backward<T, 5>(*s, input, mean, wd, wp, given, gx, adds, sums.data(), gwd, gwp);               \
     if (!mean) return;                                                                             \
     std::fill_n(slopes, 3 * width, T(0));                                                          \
     norm.differentiate(width, s->n * s->height * s->width, sums.data(), sums.data() + width,       \
