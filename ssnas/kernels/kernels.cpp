@@ -673,7 +673,7 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
 }
 
 // Passes over all pixels are taken in blocks of rows that stay in cache.
-constexpr long ROWS = 128;
+constexpr long ROWS = 512;
 
 // Calls body(first, last) for every block, on all cores.
 template <long BLOCK = ROWS, class Body> void by_block(long rows, Body body) {
