@@ -304,15 +304,16 @@ class Projected(Part):
     """Pointwise convolutions of relu(x), with batch norms.
 
     Their joint kernel is (E C', C, 1, 1); at stride 2 (E C', 2 C, 1, 1), for the even pixels of x
-    and, beside them, those diagonally after.
+    and, beside them, those diagonally after, and each channel reads only one of both.
     """
+
+    whole = True
 
     def __init__(self, term: Term, inputs: Inputs) -> None:
         super().__init__(term, inputs)
         joint_kernel, ops = term.ops[0].joint_kernel, term.ops
         self.kernel = inputs.add(1, lambda: [joint_kernel(ops).contiguous()])
         self.stride = term.ops[0].stride
-        self.whole = self.stride == 1
 
     def forward(self, state, tensors):
         (kernel,) = tensors[self.kernel]

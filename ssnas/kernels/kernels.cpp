@@ -336,14 +336,16 @@ template <class T> struct Gradient {
     return as<N>(own) * as<N>(given[operation] + pixel * stride + channel) +
            as<N>(own + distance) * as<N>(y + pixel * width + at) + as<N>(own + 2 * distance);
   }
-  // The `channels` of an operation and `count` pixels, one every `lanes` values.
-  void copy(T *to, long lanes, long pixel, long count, long operation, long channels) const {
+  // Of `count` pixels, one every `lanes` values, so many channels of an operation: they begin at
+  // `start` in y, and at `own_start` in what is given for the operation.
+  void copy(T *to, long lanes, long pixel, long count, long operation, long start, long own_start,
+            long channels) const {
     by_channel<T>(channels, [&]<long N>(long c) {
-      const T *own = factors + operation * channels + c;
+      const T *own = factors + start + c;
       const P<T, N> factor = as<N>(own), slope = as<N>(own + distance);
       const P<T, N> offset = as<N>(own + 2 * distance);
-      const T *from = given[operation] + pixel * stride + c;
-      const T *result = y + pixel * width + operation * channels + c;
+      const T *from = given[operation] + pixel * stride + own_start + c;
+      const T *result = y + pixel * width + start + c;
       for (long x = 0; x < count; x++) {
         fetch(from + (x + count) * stride, 1), fetch(result + (x + count) * width, 1);
         as<N>(to + x * lanes + c) =
@@ -569,7 +571,8 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
           if (gwd && (e == 0 || !s.shared)) in.rectify(input, n, e);
           for (long start = from; start < until; start += lines) {
             const long end = std::min(until, start + lines), pixels = (end - start) * cols;
-            given.copy(gradient, lanes, (n * rows + start) * cols, pixels, e, s.channels);
+            given.copy(gradient, lanes, (n * rows + start) * cols, pixels, e, e * s.channels, 0,
+                       s.channels);
             long own = 0; // pixels of the band itself
             for (long oy = start; oy < end; oy++) {
               const T *gradient_row = gradient + (oy - start) * cols * lanes;
@@ -866,33 +869,49 @@ void norm_backward(long rows, long edges, long channels, const Gradient<T> &give
   });
 }
 
-// What E pointwise convolutions of relu(x) read, of a shape with the channels of x: at stride 2 two
-// grids side by side, the even pixels and those diagonally after them, zeros beyond the border.
-struct Grids {
+// E pointwise convolutions of relu(x): at stride 1 of all pixels. At stride 2 the first half of the
+// channels of each comes from the even pixels, the other from those diagonally after them, zeros
+// beyond the border: two grids, each with its own half of the weights, (channels, 2 C), of which
+// the others are not read.
+struct Projection {
   const Shape &s;
+  long channels; // of the result
 
   long rows() const { return s.n * s.out(s.height) * s.out(s.width); }
-  long read() const { return s.stride * s.channels; }
-  // Where in x the pixels of grid g start that row r of the result reads, or −1.
-  long at(long r, long g) const {
+  long of_each() const { return channels / s.operations; }
+  long first(long grid) const { return grid * (of_each() / 2); }
+  long count(long grid) const {
+    return s.stride == 1 ? of_each() : grid == 0 ? of_each() / 2 : of_each() - of_each() / 2;
+  }
+  long written(long grid) const { return s.operations * count(grid); }
+  // Calls visit(channel of the result, position among those of the grid).
+  template <class Visit> void by_result(long grid, Visit visit) const {
+    for (long e = 0; e < s.operations; e++)
+      for (long c = 0; c < count(grid); c++)
+        visit(e * of_each() + first(grid) + c, e * count(grid) + c);
+  }
+  const auto *weights(const auto *weight, long channel, long grid) const {
+    return weight + (channel * s.stride + grid) * s.channels;
+  }
+  // Where in x the pixel begins that row r of the result reads with offset (down, right), or −1.
+  long at(long r, long down, long right) const {
     if (s.stride == 1) return r * s.channels;
     const long cols = s.out(s.width), lines = s.out(s.height);
-    const long y = r / cols % lines * 2 + g, x = r % cols * 2 + g;
+    const long y = r / cols % lines * 2 + down, x = r % cols * 2 + right;
     if (y >= s.height || x >= s.width) return -1;
     return ((r / (cols * lines) * s.height + y) * s.width + x) * s.channels;
   }
-  // to[r][·] = relu(x) of what rows [first, last) read, `lanes` values each.
-  template <class T> void rectify(T *to, long lanes, const T *x, long first, long last) const {
-    for (long r = first; r < last; r++, to += lanes)
-      for (long g = 0; g < s.stride; g++) {
-        const long from = at(r, g);
-        const long ahead = at(r + (last - first), g);
-        if (ahead >= 0) fetch(x + ahead, s.channels);
-        by_channel<T>(s.channels, [&]<long N>(long c) {
-          const P<T, N> value = from < 0 ? P<T, N>{} : as<N>(x + from + c);
-          as<N>(to + g * s.channels + c) = value < 0 ? P<T, N>{} : value;
-        });
-      }
+  // to[r][·] = relu(x) of what rows [first, last) read of a grid, `lanes` values each.
+  template <class T>
+  void rectify(T *to, long lanes, const T *x, long first, long last, long grid) const {
+    for (long r = first; r < last; r++, to += lanes) {
+      const long from = at(r, grid, grid), next = at(r + last - first, grid, grid);
+      if (next >= 0) fetch(x + next, s.channels);
+      by_channel<T>(s.channels, [&]<long N>(long c) {
+        const P<T, N> value = from < 0 ? P<T, N>{} : as<N>(x + from + c);
+        as<N>(to + c) = value < 0 ? P<T, N>{} : value;
+      });
+    }
   }
 };
 
@@ -901,71 +920,93 @@ constexpr long PIXELS = 64;
 
 // y, and the mean and biased variance of each of its channels, one after the other, unless null.
 template <class T>
-void project(const Grids &grids, long channels, const T *x, const T *weight, T *y, T *of_y) {
-  const long rows = grids.rows(), read = grids.read();
+void project(const Projection &p, const T *x, const T *weight, T *y, T *of_y) {
+  const long rows = p.rows(), read = p.s.channels, channels = p.channels;
   const long lanes = padded(channels, LANES<T>), inner = padded(read, LANES<T>);
   Scratch<T> memory;
-  T *matrix = memory.get(read * lanes);
-  for (long o = 0; o < channels; o++)
-    for (long i = 0; i < read; i++) matrix[i * lanes + o] = weight[o * read + i];
-  Sums<double> sums(2 * lanes);
+  T *matrices = memory.get(p.s.stride * read * lanes);
+  for (long g = 0; g < p.s.stride; g++)
+    p.by_result(g, [&](long channel, long position) {
+      T *matrix = matrices + g * read * lanes + position;
+      const T *own = p.weights(weight, channel, g);
+      for (long i = 0; i < read; i++) matrix[i * padded(p.written(g), LANES<T>)] = own[i];
+    });
+  Sums<double> sums(2 * channels);
   by_block<PIXELS>(rows, [&](long first, long last) {
     static thread_local Scratch<T> own_memory;
     T *input = own_memory.get(PIXELS * (inner + lanes)), *result = input + PIXELS * inner;
-    grids.rectify(input, inner, x, first, last);
-    pointwise_row(result, lanes, input, inner, matrix, last - first, read, lanes);
-    for (long r = first; r < last; r++)
-      by_channel<T>(channels, [&]<long N>(long c) {
-        as<N>(y + r * channels + c) = as<N>(result + (r - first) * lanes + c);
-      });
-    if (!of_y) return;
-    Moments<T> own{sums.own(), sums.own() + lanes};
-    for (long v = 0; v < lanes; v += LANES<T>)
-      own.template add<LANES<T>>(result + v, lanes, last - first, v);
+    Moments<T> own{sums.own(), sums.own() + channels};
+    for (long g = 0; g < p.s.stride; g++) {
+      const long own_lanes = padded(p.written(g), LANES<T>);
+      p.rectify(input, inner, x, first, last, g);
+      pointwise_row(result, own_lanes, input, inner, matrices + g * read * lanes, last - first, read,
+                    own_lanes);
+      for (long e = 0; e < p.s.operations; e++)
+        by_channel<T>(p.count(g), [&]<long N>(long c) {
+          const long to = e * p.of_each() + p.first(g) + c;
+          const T *from = result + e * p.count(g) + c;
+          for (long r = first; r < last; r++)
+            as<N>(y + r * channels + to) = as<N>(from + (r - first) * own_lanes);
+          if (of_y) own.template add<N>(from, own_lanes, last - first, to);
+        });
+    }
   });
   if (!of_y) return;
   double *total = sums.total();
-  Moments<T>{total, total + lanes}.write(channels, rows, of_y, of_y + channels);
+  Moments<T>{total, total + channels}.write(channels, rows, of_y, of_y + channels);
 }
 
 // Gradients for x, which are written or added, and for the weight: those that are not null.
 template <class T>
-void project_backward(const Grids &grids, long channels, const T *x, const T *weight,
-                      const Gradient<T> &given, T *gx, long adds, T *gweight) {
-  const Shape &s = grids.s;
-  const long read = grids.read(), own_channels = channels / s.operations;
+void project_backward(const Projection &p, const T *x, const T *weight, const Gradient<T> &given,
+                      T *gx, long adds, T *gweight) {
+  const Shape &s = p.s;
+  const long read = s.channels, channels = p.channels;
   const long lanes = padded(channels, LANES<T>), inner = padded(read, LANES<T>);
   Scratch<T> memory;
-  T *matrix = memory.get(channels * inner);
-  for (long o = 0; o < channels; o++) std::copy_n(weight + o * read, read, matrix + o * inner);
-  Sums<T> sums(channels * inner);
-  by_block<PIXELS>(grids.rows(), [&](long first, long last) {
+  T *matrices = memory.get(s.stride * channels * inner);
+  for (long g = 0; g < s.stride; g++)
+    p.by_result(g, [&](long channel, long position) {
+      std::copy_n(p.weights(weight, channel, g), read, matrices + (g * channels + position) * inner);
+    });
+  Sums<T> sums(s.stride * channels * inner);
+  by_block<PIXELS>(p.rows(), [&](long first, long last) {
     static thread_local Scratch<T> own_memory;
     T *input = own_memory.get(PIXELS * (2 * inner + lanes)), *spread = input + PIXELS * inner;
     T *gradient = spread + PIXELS * inner;
-    for (long e = 0; e < s.operations; e++)
-      given.copy(gradient + e * own_channels, lanes, first, last - first, e, own_channels);
-    grids.rectify(input, inner, x, first, last);
-    if (gweight) {
-      add_outer(sums.own(), gradient, lanes, input, last - first, channels, inner);
-    }
-    if (!gx) return;
-    pointwise_row(spread, inner, gradient, lanes, matrix, last - first, channels, inner);
-    for (long r = first; r < last; r++)
-      for (long g = 0; g < s.stride; g++) {
-        const long at = grids.at(r, g);
-        if (at < 0) continue;
-        const T *own = spread + (r - first) * inner + g * s.channels;
-        by_channel<T>(s.channels, [&]<long N>(long c) {
-          const P<T, N> value = as<N>(input + (r - first) * inner + g * s.channels + c) <= 0 ? P<T, N>{} : as<N>(own + c);
-          __builtin_prefetch(gx + at + c + PIXELS * s.channels, 1);
-          as<N>(gx + at + c) = adds ? as<N>(gx + at + c) + value : value;
+    for (long g = 0; g < s.stride; g++) {
+      const long written = p.written(g), own_lanes = padded(written, LANES<T>);
+      for (long e = 0; e < s.operations; e++)
+        given.copy(gradient + e * p.count(g), own_lanes, first, last - first, e,
+                   e * p.of_each() + p.first(g), p.first(g), p.count(g));
+      p.rectify(input, inner, x, first, last, g);
+      if (gweight)
+        add_outer(sums.own() + g * channels * inner, gradient, own_lanes, input, last - first,
+                  written, inner);
+      if (!gx) continue;
+      pointwise_row(spread, inner, gradient, own_lanes, matrices + g * channels * inner,
+                    last - first, written, inner);
+      for (long r = first; r < last; r++) {
+        const long to = p.at(r, g, g), other = s.stride == 1 || adds ? -1 : p.at(r, g, 1 - g);
+        const T *own = spread + (r - first) * inner, *before = input + (r - first) * inner;
+        if (other >= 0) std::fill_n(gx + other, read, T(0));
+        if (to < 0) continue;
+        by_channel<T>(read, [&]<long N>(long c) {
+          fetch<true>(gx + to + c + PIXELS * read, 1);
+          const P<T, N> value = as<N>(before + c) <= 0 ? P<T, N>{} : as<N>(own + c);
+          as<N>(gx + to + c) = adds ? as<N>(gx + to + c) + value : value;
         });
       }
+    }
   });
   if (!gweight) return;
+  std::fill_n(gweight, channels * s.stride * read, T(0));
   const T *total = sums.total();
-  for (long o = 0; o < channels; o++) std::copy_n(total + o * inner, read, gweight + o * read);
+  for (long g = 0; g < s.stride; g++)
+    p.by_result(g, [&](long channel, long position) {
+      const T *own = total + (g * channels + position) * inner;
+      std::copy_n(own, read, gweight + (channel * s.stride + g) * read);
+    });
 }
 
 } // namespace
@@ -1000,14 +1041,14 @@ void project_backward(const Grids &grids, long channels, const T *x, const T *we
   }                                                                                                \
   extern "C" void project_##T(const Shape *s, long channels, const T *x, const T *weight, T *y,     \
                               T *moments) {                                                        \
-    project(Grids{*s}, channels, x, weight, y, moments);                                           \
+    project(Projection{*s, channels}, x, weight, y, moments);                                           \
   }                                                                                                \
   extern "C" void project_backward_##T(const Shape *s, long channels, const T *x, const T *weight, \
                                        const T *const *g, long stride, const T *y,                 \
                                        const T *factors, long distance, T *gx, long adds,          \
                                        T *gweight) {                                               \
     const Gradient<T> given{g, stride, y, factors, distance, channels};                            \
-    project_backward(Grids{*s}, channels, x, weight, given, gx, adds, gweight);                    \
+    project_backward(Projection{*s, channels}, x, weight, given, gx, adds, gweight);                    \
   }                                                                                                \
   extern "C" void pool_##T(const Shape *s, long largest, const T *x, T *y, T *moments) {           \
     pool(*s, largest, x, y, moments);                                                              \
