@@ -16,27 +16,37 @@ from benchmarks.systems import SearchStep, System, computing
 TRIALS = 5
 COUNTED_BATCH = 2
 MATRIX = {"cpu": 2048, "cuda": 8192}
+CONVOLVED, CONVOLVED_SIZE = 256, 32
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}
 
 
 def arithmetic_limit(setting: Setting) -> float:
-    """Floating-point operations a second (2 n³ a product) of the best of several n×n products.
+    """Floating-point operations a second, two for a multiply-add, of what is fastest among several
+    n×n products and several 3×3 convolutions of as much work.
 
-    In bfloat16 with `amp` bf16. Otherwise in float32, but with TF32 wherever PyTorch lets cuDNN's
-    convolutions use it, since those could go beyond float32's limit.
+    Neither alone is the machine's limit: a library may not use a processor's widest vectors for
+    one of them. In bfloat16 with `amp` bf16. Otherwise in float32, but with TF32 wherever PyTorch
+    lets cuDNN's convolutions use it, since those could go beyond float32's limit.
     """
     device = torch.device(setting.device)
     n = MATRIX["cpu" if device.type == "cpu" else "cuda"]
     dtype = torch.bfloat16 if setting.amp == "bf16" else torch.float32
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(a)
+    # 9 C² multiply-adds for each pixel of which there are n³ / 9 C².
+    images = n**3 // (9 * CONVOLVED**2 * CONVOLVED_SIZE**2)
+    x = torch.randn(images, CONVOLVED, CONVOLVED_SIZE, CONVOLVED_SIZE, device=device, dtype=dtype)
+    kernel = torch.randn(CONVOLVED, CONVOLVED, 3, 3, device=device, dtype=dtype)
+    x, kernel = (own.contiguous(memory_format=torch.channels_last) for own in (x, kernel))
     own = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     try:
-        seconds = _best(lambda: torch.mm(a, b, out=product), device)
+        multiplying = _best(lambda: torch.mm(a, b, out=product), device)
+        convolving = _best(lambda: torch.conv2d(x, kernel, padding=1), device)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = own
-    return 2 * n**3 / seconds
+    convolved = 9 * CONVOLVED**2 * images * CONVOLVED_SIZE**2
+    return 2 * max(n**3 / multiplying, convolved / convolving)
 
 
 def bandwidth_limit(setting: Setting) -> float:

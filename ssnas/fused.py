@@ -474,9 +474,11 @@ def mix(
             parameter of a norm, or 1.
 
     Raises:
-        ValueError: for affine norms with a scale.
+        ValueError: for affine norms with a scale, or a scale of another length.
         TypeError: for tensors of several types.
     """
+    if scale is not None and len(scale) != len(plan.weighted):
+        raise ValueError(f"{len(plan.weighted)} edges need as many weights; found {len(scale)}")
     for part in (part for leaving in plan.leaving for part in leaving):
         if part.norms is not None and part.term.weighted:
             check_scale(part.norms.norms, scale)

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from ssnas import fused, kernels
-from ssnas.mixed import Source, Term, add_mixed
+from ssnas.mixed import Graph, Source, add_mixed
 from ssnas.norms import Norm
 from ssnas.operations import ConvNorm, FactorizedReduce, build
 from ssnas.space import OPS
+from ssnas.terms import Term
 
 compiled = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler")
 SIZES = [(8, 8), (9, 7), (1, 2), (5, 12)]
@@ -139,6 +140,92 @@ def test_all_operations_together(path, stride, affine, mode):
     assert add_mixed([None] * 4, x, terms, scales)[3] is None
 
 
+def projections(count, mode):
+    return [prepared(ConvNorm(6, 4, False).double(), mode) for _ in range(count)]
+
+
+def graph_terms(stride, mode="train"):
+    """Given 0 and 1; of the sums 2 to 6, nothing enters 5 and nothing leaves 3 and 6."""
+
+    def term(name, stride, *edges, source, weighted=True):
+        ops = operations(name, len(edges), 4, stride, False, mode)
+        return Term(ops, edges, source, weighted)
+
+    return [
+        Term(projections(1, mode), (0,), 0, weighted=False),
+        term("avg_pool_3x3", stride, 1, 2, source=1),
+        term("dil_conv_3x3", stride, 1, 4, source=2),
+        term("skip_connect", stride, 2, source=2, weighted=False),
+        term("sep_conv_3x3", 1, 4, source=4),
+        term("max_pool_3x3", 1, 4, source=5),
+        term("skip_connect", 1, 4, source=5),
+    ]
+
+
+def sums_by_definition(terms, given, before, scale):
+    states = [*given, *before]
+    for term in sorted(terms, key=lambda term: term.source):
+        start = sum(len(t.edges) for t in terms[: terms.index(term)] if t.weighted)
+        for position, (op, edge) in enumerate(zip(term.ops, term.edges, strict=True)):
+            value = op(states[term.source])
+            if term.weighted:
+                value = scale[start + position] * value
+            total = states[len(given) + edge]
+            states[len(given) + edge] = value if total is None else total + value
+    return states[len(given) :]
+
+
+@pytest.mark.parametrize("outputs", [(0, 1, 2, 3, 4), (4,), (1, 2), (0,)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_sums_that_further_operations_read(path, stride, outputs):
+    """Whatever of them is used, and whatever needs a gradient."""
+    terms = graph_terms(stride)
+    twins = copy.deepcopy(terms)
+    given = [images(6, (7, 6)), images(4, (7, 6))]
+    scale = torch.randn(7).double().requires_grad_()
+    before = [None, None, None, images(4, (4, 3) if stride == 2 else (7, 6)), None]
+    for wanted in (given, [scale], [before[3]], [given[0], before[3], scale]):
+        for tensor in (*given, before[3], scale):
+            tensor.requires_grad_(any(tensor is own for own in wanted))
+        results = []
+        for compute, own in ((Graph(terms, 2, 5), terms), (None, twins)):
+            arguments = given, [None if t is None else t.clone() for t in before], scale
+            sums = compute(*arguments) if compute else sums_by_definition(own, *arguments)
+            torch.manual_seed(1)
+            loss = sum((sums[i] * torch.randn(sums[i].shape)).sum() for i in outputs)
+            weights = [w for term in own for op in term.ops for w in op.parameters()]
+            found = torch.autograd.grad(loss, [*wanted, *weights], allow_unused=True)
+            results.append([*sums, *(f if f is not None else torch.zeros(1) for f in found)])
+        for actual, expected in zip(*results, strict=True):
+            if expected.abs().max() > 1e-12:
+                assert_same(actual, expected)
+            else:
+                assert actual.abs().max() < 1e-12
+
+
+def test_a_graph_follows_its_operations(path):
+    """What it plans once must not outlive a change of mode, of weights, or a copy."""
+    terms = graph_terms(1)
+    graph = Graph(terms, 2, 5)
+    arguments = [images(6, (5, 4)), images(4, (5, 4))], [None] * 3 + [images(4, (5, 4))] + [None]
+    scale = torch.randn(7).double()
+
+    def check(graph):
+        expected = sums_by_definition(copy.deepcopy(graph.terms), *arguments, scale)
+        for actual, own in zip(graph(*arguments, scale), expected, strict=True):
+            assert_same(actual, own)
+
+    check(graph)
+    for op in (op for term in terms for op in term.ops):
+        op.eval()
+    check(graph)
+    twin = copy.deepcopy(graph)
+    for parameter in (w for term in terms for op in term.ops for w in op.parameters()):
+        parameter.data = torch.randn_like(parameter)
+    check(graph)
+    check(twin)
+
+
 @compiled
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("name", ["sep_conv_5x5", "dil_conv_3x3", "max_pool_3x3"])
@@ -196,6 +283,12 @@ def test_a_scale_of_affine_norms_is_refused(path):
     terms = [Term(operations("sep_conv_3x3", 1, 2, affine=True), (0,))]
     with pytest.raises(ValueError, match="affine"):
         add_mixed([None], images(2, (3, 4)), terms, [torch.ones(1).double()])
+
+
+def test_a_weight_for_each_edge(path):
+    terms = [Term(operations("skip_connect", 2, 2), (0, 1))]
+    with pytest.raises((ValueError, RuntimeError), match="split|weights"):
+        Graph(terms, 1, 2)([images(2, (3, 4))], [None, None], torch.ones(1).double())
 
 
 def test_tensors_of_several_types_are_refused(path):

@@ -145,6 +145,20 @@ def test_cell_of_identities_by_hand(forward):
     assert_equal(forward(cell, s0, s1, weights), torch.cat([x2, x3, x4, -x4], dim=1))
 
 
+@pytest.mark.parametrize("partial", [1, 2])
+@pytest.mark.parametrize("reduce", [False, True])
+def test_a_node_that_only_none_enters_is_zero(reduce, partial):
+    """And is read as such: an affine batch norm makes its bias of it."""
+    ops = {i: ("none",) if node == 3 else ("dil_conv_3x3",) for i, (_, node) in enumerate(EDGES)}
+    cell = Cell(ops, (6, 6), 4, reduce, False, True, partial).double()
+    for norm in (m for m in cell.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.normal_(norm.bias)
+    s0, s1 = normal(2, 6, 5, 5), normal(2, 6, 5, 5)
+    y = cell(s0, s1)
+    assert_equal(y, cell.forward_by_definition(s0, s1))
+    assert partial > 1 or not y[:, 4:8].any()
+
+
 @pytest.mark.parametrize(
     ("num_cells", "positions"), [(3, (1, 2)), (5, (1, 3)), (8, (2, 5)), (20, (6, 13))]
 )

@@ -72,14 +72,20 @@ template <long N, class T> const P<T, N> &as(const T *p) {
   return *reinterpret_cast<const P<T, N> *>(p);
 }
 
+// N values in double precision.
+template <long N, class From> P<double, N> wide(From values) {
+  if constexpr (N == 1)
+    return values;
+  else
+    return __builtin_convertvector(values, P<double, N>);
+}
+
 // Sums of two quantities of N channels each.
 template <class T, long N> struct Pair {
   P<T, N> first, second;
 
   void add_to(double *firsts, double *seconds) const {
-    T values[2][N];
-    as<N>(values[0]) = first, as<N>(values[1]) = second;
-    for (long l = 0; l < N; l++) firsts[l] += values[0][l], seconds[l] += values[1][l];
+    as<N>(firsts) += wide<N>(first), as<N>(seconds) += wide<N>(second);
   }
 };
 
@@ -418,16 +424,13 @@ template <class T> struct Moments {
   template <long N> void add(const T *from, long stride, long width, long c) {
     // Differences from a pixel of the row lose no digits to a mean far from zero.
     const P<T, N> origin = as<N>(from);
-    double once[N] = {}, twice[N] = {};
-    pair_sums<T, N>(width, [&](long x) {
+    const auto sums = pair_sums<T, N>(width, [&](long x) {
       const P<T, N> difference = as<N>(from + x * stride) - origin;
       return Pair<T, N>{difference, difference * difference};
-    }).add_to(once, twice);
-    for (long l = 0; l < N; l++) {
-      const double shift = from[l];
-      sum[c + l] += once[l] + width * shift;
-      square[c + l] += twice[l] + shift * (2 * once[l] + width * shift);
-    }
+    });
+    const auto once = wide<N>(sums.first), shift = wide<N>(origin);
+    as<N>(sum + c) += once + double(width) * shift;
+    as<N>(square + c) += wide<N>(sums.second) + shift * (2.0 * once + double(width) * shift);
   }
   // Means and biased variances of `count` pixels of so many channels.
   void write(long channels, double count, T *mean, T *var) const {
