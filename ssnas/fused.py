@@ -80,7 +80,7 @@ class _Norms:
     """Batch norms of a result, side by side, applied by whatever reads it."""
 
     def __init__(self, norms: Sequence[nn.BatchNorm2d], inputs: Inputs) -> None:
-        self.norms, self.eps = norms, norms[0].eps
+        self.norms = norms
         self.affine = inputs.add(2, partial(affine_of, norms)) if norms[0].affine else None
 
     @property
@@ -106,7 +106,7 @@ class _Norms:
     def applied(self, moments: Tensor, tensors: Sequence[Tensor]) -> tuple:
         """Mean and variance, ε, weight and bias, None for 1 and 0."""
         affine = (None, None) if self.affine is None else tensors[self.affine]
-        return moments, self.eps, *affine
+        return moments, self.norms[0].eps, *affine
 
 
 _NO_NORM = (None, 0.0, None, None)
@@ -458,6 +458,16 @@ class Plan:
         normed = [part.norms.norms[0] for part in parts if part.norms is not None]
         self.channels = normed[0].num_features if normed else None
 
+    def wanted(self, of_states: Sequence[bool], of_scale: bool, to: _Backward) -> list[bool]:
+        """Whether the gradient for each state is needed, for itself or for what it comes from."""
+        found = list(of_states)
+        for i, entering in enumerate(self.entering):
+            found[self.given + i] |= any(
+                found[part.term.source] or part.learns(to) or (of_scale and part.term.weighted)
+                for part in entering
+            )
+        return found
+
 
 def mix(
     plan: Plan,
@@ -590,12 +600,7 @@ class _Mixed(torch.autograd.Function):
         for part, where in ctx.kept.items():
             y, moments, *_ = saved[where]
             terms.set(part, y, moments, tensors)
-        wanted = list(of_states)
-        for i, entering in enumerate(plan.entering):
-            wanted[plan.given + i] |= any(
-                wanted[part.term.source] or part.learns(to) or (needs_scale and part.term.weighted)
-                for part in entering
-            )
+        wanted = plan.wanted(of_states, needs_scale, to)
         factors = states[0].new_zeros(3, plan.edges * channels)
         of_weight, of_bias = states[0].new_zeros(2, plan.edges * channels)
         found: list[Tensor | None] = [None] * count

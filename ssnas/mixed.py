@@ -83,27 +83,6 @@ class Graph:
         return sums
 
 
-def add_mixed(
-    sums: Sequence[Tensor | None],
-    state: Tensor,
-    terms: Sequence[Term],
-    scales: Sequence[Tensor] | None = None,
-) -> list[Tensor | None]:
-    """Add Σ_o w_o o(x) of one state to what several nodes have so far.
-
-    Args:
-        sums: of each edge that leaves the state, (N, C, H', W'), or None for zeros; they may be
-            changed in place.
-        state: x, (N, C, H, W).
-        terms: the operations.
-        scales: for each term the w_o of its edges, (edges,), or None for 1.
-
-    Returns:
-        the new sums.
-    """
-    return Graph(terms, 1, len(sums))([state], sums, joined(scales) if scales else None)
-
-
 def concatenated(states: Sequence[Tensor]) -> Tensor:
     """Their channels, one after the other."""
     return torch.cat(states, dim=1) if _usable(states[0]) else _Concatenate.apply(*states)

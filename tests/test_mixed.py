@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ssnas import fused, kernels
-from ssnas.mixed import Graph, Source, add_mixed
-from ssnas.norms import Norm
+from ssnas.mixed import Graph, Source
+from ssnas.norms import Norm, joined
 from ssnas.operations import ConvNorm, FactorizedReduce, build
 from ssnas.space import OPS
 from ssnas.terms import Term
@@ -64,6 +64,11 @@ def prepared(op, mode, recorded=True):
         for parameter in norm.parameters():
             nn.init.normal_(parameter)
     return op.train(mode != "eval")
+
+
+def add_mixed(sums, x, terms, scales=None):
+    """Add the operations on one state to the sums; `scales`: for each term the w_o of its edges."""
+    return Graph(terms, 1, len(sums))([x], sums, joined(scales) if scales else None)
 
 
 def one_by_one(sums, x, terms, scales=None):
@@ -287,7 +292,7 @@ def test_a_scale_of_affine_norms_is_refused(path):
 
 def test_a_weight_for_each_edge(path):
     terms = [Term(operations("skip_connect", 2, 2), (0, 1))]
-    with pytest.raises((ValueError, RuntimeError), match="split|weights"):
+    with pytest.raises((ValueError, RuntimeError), match=r"split|weights"):
         Graph(terms, 1, 2)([images(2, (3, 4))], [None, None], torch.ones(1).double())
 
 
