@@ -89,7 +89,7 @@ template <class T, long N> struct Pair {
   }
 };
 
-// body<N>(c) for all channels, N from c on: whole vectors, then halves and quarters, then one by one.
+// body<N>(c) for all channels, N from c on: whole vectors, halves and quarters, then one by one.
 template <class T, class Body> void by_channel(long channels, Body body) {
   constexpr long WHOLE = LANES<T>, HALF = WHOLE / 2, QUARTER = WHOLE / 4;
   long c = 0;
@@ -163,7 +163,8 @@ void pointwise_row(T *to, long apart, const T *from, long stride, const T *matri
       }
     }
     for (int b = 0; b < B; b++)
-      for (int n = 0; n < N; n++) as<LANES<T>>(to + (x + b) * apart + v + n * LANES<T>) = sum[b][n];
+      for (int n = 0; n < N; n++)
+        as<LANES<T>>(to + (x + b) * apart + v + n * LANES<T>) = sum[b][n];
     x += B;
   };
   auto columns = [&]<int B, int N>() {
@@ -482,6 +483,7 @@ void forward(const Shape &s, const Input<T> &input, const T *const *wd, const T 
     static thread_local Scratch<T> input_memory, line_memory;
     const long lines = lines_of(cols);
     T *line = line_memory.get(2 * lines * cols * lanes), *result = line + lines * cols * lanes;
+    // Without padding, results are written where they belong.
     const bool whole = s.channels == lanes;
     Moments<T> own{sums.own(), sums.own() + wide};
 #pragma omp for schedule(static) collapse(2)
@@ -524,8 +526,9 @@ void forward(const Shape &s, const Input<T> &input, const T *const *wd, const T 
 
 // Gradients for what is read and for the kernels, those that are not null.
 //
-// Without a norm before, the gradient for x is written to gx, or added. With one, gx is written, the
-// gradient for the norm's result, and its Σ gx and Σ gx · (x − mean) are gx_sums, one after the other.
+// Without a norm before, the gradient for x is written to gx, or added. With one, gx is written,
+// the gradient for the norm's result, and its Σ gx and Σ gx · (x − mean) are gx_sums, one after the
+// other.
 template <class T, int K>
 void backward(const Shape &s, const Input<T> &input, const T *mean, const T *const *wd,
               const T *const *wp, const Gradient<T> &given, T *gx, bool adds, double *gx_sums,
@@ -942,8 +945,8 @@ void project(const Projection &p, const T *x, const T *weight, T *y, T *of_y) {
     for (long g = 0; g < p.s.stride; g++) {
       const long own_lanes = padded(p.written(g), LANES<T>);
       p.rectify(input, inner, x, first, last, g);
-      pointwise_row(result, own_lanes, input, inner, matrices + g * read * lanes, last - first, read,
-                    own_lanes);
+      pointwise_row(result, own_lanes, input, inner, matrices + g * read * lanes, last - first,
+                    read, own_lanes);
       for (long e = 0; e < p.s.operations; e++)
         by_channel<T>(p.count(g), [&]<long N>(long c) {
           const long to = e * p.of_each() + p.first(g) + c;
@@ -970,7 +973,8 @@ void project_backward(const Projection &p, const T *x, const T *weight, const Gr
   T *matrices = memory.get(s.stride * channels * inner);
   for (long g = 0; g < s.stride; g++)
     p.by_result(g, [&](long channel, long position) {
-      std::copy_n(p.weights(weight, channel, g), read, matrices + (g * channels + position) * inner);
+      T *row = matrices + (g * channels + position) * inner;
+      std::copy_n(p.weights(weight, channel, g), read, row);
     });
   Sums<T> sums(s.stride * channels * inner);
   by_block<PIXELS>(p.rows(), [&](long first, long last) {
@@ -1023,11 +1027,11 @@ void project_backward(const Projection &p, const T *x, const T *weight, const Gr
     s->kernel == 3 ? forward<T, 3>(*s, input, wd, wp, y, moments)                                  \
                    : forward<T, 5>(*s, input, wd, wp, y, moments);                                 \
   }                                                                                                \
-  extern "C" void backward_##T(const Shape *s, const T *x, const T *mean,                         \
+  extern "C" void backward_##T(const Shape *s, const T *x, const T *mean,                          \
                                double eps, const T *weight, const T *bias, const T *const *wd,     \
                                const T *const *wp, const T *const *g, long stride, const T *y,     \
                                const T *factors, long distance, T *gx, long adds, long fixed,      \
-                               T *slopes, T *of_weight, T *of_bias, T *gwd, T *gwp) {                         \
+                               T *slopes, T *of_weight, T *of_bias, T *gwd, T *gwp) {              \
     const T *var = mean ? mean + s->read() : nullptr;                                              \
     const Norm<T> norm{mean, var, eps, weight, bias, nullptr, fixed};                              \
     const Input<T> input(x, *s, norm);                                                             \
@@ -1035,23 +1039,23 @@ void project_backward(const Projection &p, const T *x, const T *weight, const Gr
     const long width = s->read();                                                                  \
     std::vector<double> sums(2 * width);                                                           \
     s->kernel == 3                                                                                 \
-        ? backward<T, 3>(*s, input, mean, wd, wp, given, gx, adds, sums.data(), gwd, gwp)                \
-        : backward<T, 5>(*s, input, mean, wd, wp, given, gx, adds, sums.data(), gwd, gwp);               \
+        ? backward<T, 3>(*s, input, mean, wd, wp, given, gx, adds, sums.data(), gwd, gwp)          \
+        : backward<T, 5>(*s, input, mean, wd, wp, given, gx, adds, sums.data(), gwd, gwp);         \
     if (!mean) return;                                                                             \
     std::fill_n(slopes, 3 * width, T(0));                                                          \
     norm.differentiate(width, s->n * s->height * s->width, sums.data(), sums.data() + width,       \
                        slopes, slopes + width, slopes + 2 * width, of_weight, of_bias);            \
   }                                                                                                \
-  extern "C" void project_##T(const Shape *s, long channels, const T *x, const T *weight, T *y,     \
+  extern "C" void project_##T(const Shape *s, long channels, const T *x, const T *weight, T *y,    \
                               T *moments) {                                                        \
-    project(Projection{*s, channels}, x, weight, y, moments);                                           \
+    project(Projection{*s, channels}, x, weight, y, moments);                                      \
   }                                                                                                \
   extern "C" void project_backward_##T(const Shape *s, long channels, const T *x, const T *weight, \
                                        const T *const *g, long stride, const T *y,                 \
                                        const T *factors, long distance, T *gx, long adds,          \
                                        T *gweight) {                                               \
     const Gradient<T> given{g, stride, y, factors, distance, channels};                            \
-    project_backward(Projection{*s, channels}, x, weight, given, gx, adds, gweight);                    \
+    project_backward(Projection{*s, channels}, x, weight, given, gx, adds, gweight);               \
   }                                                                                                \
   extern "C" void pool_##T(const Shape *s, long largest, const T *x, T *y, T *moments) {           \
     pool(*s, largest, x, y, moments);                                                              \
