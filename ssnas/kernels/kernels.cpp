@@ -227,13 +227,13 @@ void add_taps(T *sum, const T *from, long row, const T *gradient, long width, lo
 
 // The kernels of every operation, laid out for the loops above.
 template <class T> struct Kernels {
-  Scratch<T> memory;
   T *depthwise, *reversed, *pointwise, *transposed;
   long lanes, taps;
 
   Kernels(const Shape &s, const T *const *wd, const T *const *wp)
       : lanes(padded(s.channels, LANES<T>)), taps(s.kernel * s.kernel) {
     const long d = s.operations * taps * lanes, p = s.operations * s.channels * lanes;
+    static thread_local Scratch<T> memory;
     depthwise = memory.get(2 * (d + p));
     reversed = depthwise + d, pointwise = reversed + d, transposed = pointwise + p;
     std::vector<long> order(taps);
@@ -443,17 +443,20 @@ template <class T> struct Moments {
   }
 };
 
-// Sums by thread, whose parts are added up at the end.
-template <class S> class Sums {
+// Sums by thread, whose parts are added up at the end. Those that live at the same time differ in
+// their PLACE.
+template <class S, int PLACE = 0> class Sums {
   const long size;
-  Scratch<S> memory;
-  S *const start;
+  S *start;
 
 public:
   const long threads = omp_get_max_threads();
 
-  explicit Sums(long count)
-      : size(padded(count, LANES<S>)), start(memory.get(size * omp_get_max_threads())) {}
+  explicit Sums(long count) : size(padded(count, LANES<S>)) {
+    static thread_local Scratch<S> memory;
+    start = memory.get(size * threads);
+    std::fill_n(start, size * threads, S(0));
+  }
   S *own() { return start + omp_get_thread_num() * size; }
   // Once.
   S *total() {
@@ -545,7 +548,7 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
   const long d = s.operations * taps * lanes, p = s.operations * s.channels * lanes;
   const long wide = s.operations * lanes;
   Sums<T> kernel_sums(d + p);
-  Sums<double> norm_sums(2 * wide);
+  Sums<double, 1> norm_sums(2 * wide);
 #pragma omp parallel num_threads(kernel_sums.threads)
   {
     static thread_local Scratch<T> input_memory, output_memory, line_memory;
@@ -929,7 +932,7 @@ template <class T>
 void project(const Projection &p, const T *x, const T *weight, T *y, T *of_y) {
   const long rows = p.rows(), read = p.s.channels, channels = p.channels;
   const long lanes = padded(channels, LANES<T>), inner = padded(read, LANES<T>);
-  Scratch<T> memory;
+  static thread_local Scratch<T> memory;
   T *matrices = memory.get(p.s.stride * read * lanes);
   for (long g = 0; g < p.s.stride; g++)
     p.by_result(g, [&](long channel, long position) {
@@ -969,7 +972,7 @@ void project_backward(const Projection &p, const T *x, const T *weight, const Gr
   const Shape &s = p.s;
   const long read = s.channels, channels = p.channels;
   const long lanes = padded(channels, LANES<T>), inner = padded(read, LANES<T>);
-  Scratch<T> memory;
+  static thread_local Scratch<T> memory;
   T *matrices = memory.get(s.stride * channels * inner);
   for (long g = 0; g < s.stride; g++)
     p.by_result(g, [&](long channel, long position) {
