@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,9 @@ class Cell(nn.Module):
         order = torch.tensor(places, dtype=torch.long)
         # A buffer, so that it moves with the cell: copying it in a step would wait for the device.
         self.register_buffer("_order", order, persistent=False)
-        self._graphs: dict[int, Graph] = {}
+        entered = {EDGES[edge][1] for own in edges for edge, _ in own}
+        self._missing = set(range(NUM_INPUTS, NUM_STATES)) - entered
+        self._graphs: dict[tuple, Graph] = {}
 
     def _stride(self, source: int) -> int:
         return 2 if self.reduce and source < NUM_INPUTS else 1
@@ -155,22 +157,37 @@ class Cell(nn.Module):
         Returns:
             (N, 4 C, H', W'), H' = H of `s1`, halved (rounded up) in a reduction cell.
         """
-        first, second = self.preprocess0, self.preprocess1
-        if s0 is s1 and type(first) is type(second):
-            given, inputs = [s0], [Term([first, second], (0, 1), 0, weighted=False)]
-        else:
-            given = [s0, s1]
-            inputs = [Term([op], (i,), i, weighted=False) for i, op in enumerate((first, second))]
+        shared = s0 is s1 and type(self.preprocess0) is type(self.preprocess1)
+        given = [s0] if shared else [s0, s1]
+        count = len(given)
         if self.partial > 1:
-            states = Graph(inputs, len(given), NUM_INPUTS)(given, [None] * NUM_INPUTS)
-            return self._partial(states, weights)
-        if len(given) not in self._graphs:
-            terms = [*inputs]
-            for start in range(NUM_STATES - 1):
-                terms += self._terms(start, len(given) + start, 0)
-            self._graphs[len(given)] = Graph(terms, len(given), NUM_STATES)
-        sums = self._graphs[len(given)](given, self._before(s1), self._scale(weights))
+            graph = self._graph(count, NUM_INPUTS, self._inputs, count)
+            return self._bypassed(graph(given, [None] * NUM_INPUTS), weights)
+        graph = self._graph(count, NUM_STATES, self._all_terms, count)
+        sums = graph(given, self._before(s1), self._scale(weights))
         return concatenated(sums[NUM_INPUTS:])
+
+    def _graph(
+        self, given: int, sums: int, terms: Callable[..., list[Term]], *arguments: int
+    ) -> Graph:
+        """That of terms(*arguments), made once, with its plan."""
+        key = terms.__name__, *arguments
+        if key not in self._graphs:
+            self._graphs[key] = Graph(terms(*arguments), given, sums)
+        return self._graphs[key]
+
+    def _inputs(self, given: int) -> list[Term]:
+        """What brings the cell's inputs, one or two tensors, to its channels and size."""
+        ops = self.preprocess0, self.preprocess1
+        if given == 1:
+            return [Term(ops, (0, 1), 0, weighted=False)]
+        return [Term([op], (i,), i, weighted=False) for i, op in enumerate(ops)]
+
+    def _all_terms(self, given: int) -> list[Term]:
+        terms = self._inputs(given)
+        for start in range(NUM_STATES - 1):
+            terms += self._terms(start, given + start, 0)
+        return terms
 
     def _terms(self, start: int, source: int, first: int) -> list[Term]:
         """The operations on all edges that leave a state, by kind.
@@ -195,16 +212,14 @@ class Cell(nn.Module):
 
     def _before(self, s1: Tensor) -> list[Tensor | None]:
         """Zeros for the nodes that nothing enters."""
-        edges = {edge for kinds in self._kinds for own in kinds.values() for edge in own}
-        missing = set(range(NUM_INPUTS, NUM_STATES)) - {EDGES[edge][1] for edge in edges}
-        if not missing:
+        if not self._missing:
             return [None] * NUM_STATES
         n, _, height, width = Zero(self._stride(0))(s1[:, :1]).shape
         channels = self.preprocess1.norm.num_features
         zeros = s1.new_zeros((n, height, width, channels)).permute(0, 3, 1, 2)
-        return [zeros if state in missing else None for state in range(NUM_STATES)]
+        return [zeros if state in self._missing else None for state in range(NUM_STATES)]
 
-    def _partial(self, states: list[Tensor], weights: Tensor | None) -> Tensor:
+    def _bypassed(self, states: list[Tensor], weights: Tensor | None) -> Tensor:
         """The nodes' outputs, of channels that operations see and others that bypass them."""
         scale = self._scale(weights)
         scales = [None] * len(self._leaving) if scale is None else scale.split(self._edges_leaving)
@@ -217,7 +232,7 @@ class Cell(nn.Module):
             for edge, node in leaving:
                 own = None if weights is None else weights[edge].sum()
                 bypassed[node] = accumulate(bypassed[node], other, own)
-            graph = Graph(self._terms(start, 0, NUM_INPUTS), 1, NUM_NODES)
+            graph = self._graph(1, NUM_NODES, self._terms, start, 0, NUM_INPUTS)
             sums = graph([seen], sums, scales[start])
             node = start + 1 - NUM_INPUTS
             if node >= 0:

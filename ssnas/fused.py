@@ -433,17 +433,19 @@ class Plan:
     Args: see `mixed.Graph`.
 
     Attributes:
+        parts: the terms.
         inputs: what the parts need besides the states.
         edges: of all parts.
         leaving: the parts that read each state, in the order in which they are computed.
         entering: those that each sum consists of.
         channels: of each sum; where no part has norms, those of the states.
         weighted: indices of the edges that have a weight.
+        touched: for each sum whether it is entered or read; another one stays as it is.
     """
 
     def __init__(self, terms: Sequence[Term], given: int, sums: int) -> None:
         self.given, self.sums, self.inputs = given, sums, Inputs()
-        parts = [_part(term, self.inputs) for term in terms]
+        self.parts = parts = [_part(term, self.inputs) for term in terms]
         self.edges, self.weighted = 0, []
         for part in parts:
             part.start, self.edges = self.edges, self.edges + len(part.edges)
@@ -455,6 +457,10 @@ class Plan:
             [part for part in ordered if part.term.source == state] for state in range(given + sums)
         ]
         self.entering = [[part for part in parts if i in part.edges] for i in range(sums)]
+        self.touched = [
+            bool(entering or leaving)
+            for entering, leaving in zip(self.entering, self.leaving[given:], strict=True)
+        ]
         normed = [part.norms.norms[0] for part in parts if part.norms is not None]
         self.channels = normed[0].num_features if normed else None
 
@@ -489,19 +495,15 @@ def mix(
     """
     if scale is not None and len(scale) != len(plan.weighted):
         raise ValueError(f"{len(plan.weighted)} edges need as many weights; found {len(scale)}")
-    for part in (part for leaving in plan.leaving for part in leaving):
+    for part in plan.parts:
         if part.norms is not None and part.term.weighted:
             check_scale(part.norms.norms, scale)
-    changed = [
-        bool(entering or leaving)
-        for entering, leaving in zip(plan.entering, plan.leaving[plan.given :], strict=True)
-    ]
     tensors = [
         *map(_dense, given),
         None if scale is None else scale.contiguous(),
         *(
-            None if own is None or not new else _dense(own)
-            for own, new in zip(before, changed, strict=True)
+            None if own is None or not touched else _dense(own)
+            for own, touched in zip(before, plan.touched, strict=True)
         ),
         *plan.inputs.tensors(),
     ]
@@ -510,8 +512,8 @@ def mix(
         raise TypeError(
             f"mixed operations need tensors of one type; found {sorted(map(str, types))}"
         )
-    sums = zip(_Mixed.apply(plan, *tensors), changed, before, strict=True)
-    return [own if new else old for own, new, old in sums]
+    sums = zip(_Mixed.apply(plan, *tensors), plan.touched, before, strict=True)
+    return [new if touched else old for new, touched, old in sums]
 
 
 class _Terms:
@@ -520,7 +522,7 @@ class _Terms:
     def __init__(self, plan: Plan, channels: int, scale: Tensor | None) -> None:
         self.channels, self.scale = channels, scale
         self.array = (kernels.Term * plan.edges)()
-        for part in (part for leaving in plan.leaving for part in leaving):
+        for part in plan.parts:
             for i, edge in enumerate(part.edges):
                 self.array[part.start + i].sum = edge
         if scale is not None:

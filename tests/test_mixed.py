@@ -145,19 +145,14 @@ def test_all_operations_together(path, stride, affine, mode):
     assert add_mixed([None] * 4, x, terms, scales)[3] is None
 
 
-def projections(count, mode):
-    return [prepared(ConvNorm(6, 4, False).double(), mode) for _ in range(count)]
-
-
-def graph_terms(stride, mode="train"):
+def graph_terms(stride):
     """Given 0 and 1; of the sums 2 to 6, nothing enters 5 and nothing leaves 3 and 6."""
 
     def term(name, stride, *edges, source, weighted=True):
-        ops = operations(name, len(edges), 4, stride, False, mode)
-        return Term(ops, edges, source, weighted)
+        return Term(operations(name, len(edges), 4, stride), edges, source, weighted)
 
     return [
-        Term(projections(1, mode), (0,), 0, weighted=False),
+        Term([prepared(ConvNorm(6, 4, False).double(), "train")], (0,), 0, weighted=False),
         term("avg_pool_3x3", stride, 1, 2, source=1),
         term("dil_conv_3x3", stride, 1, 4, source=2),
         term("skip_connect", stride, 2, source=2, weighted=False),
