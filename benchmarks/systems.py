@@ -89,6 +89,7 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 class PlainNetwork(Network):
     """The derived network computed as `PlainSupernet` is: one operation at a time, contiguous."""
 
+    cell_by_cell = True
     arrange = PlainSupernet.arrange
     run_cell = PlainSupernet.run_cell
 

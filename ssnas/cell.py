@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ssnas.errors import InputError
 from ssnas.mixed import Graph, accumulate, concatenated
+from ssnas.norms import joined
 from ssnas.operations import (
     ConvNorm,
     FactorizedReduce,
@@ -104,8 +105,13 @@ class Cell(nn.Module):
         # A buffer, so that it moves with the cell: copying it in a step would wait for the device.
         self.register_buffer("_order", order, persistent=False)
         entered = {EDGES[edge][1] for own in edges for edge, _ in own}
-        self._missing = set(range(NUM_INPUTS, NUM_STATES)) - entered
-        self._graphs: dict[tuple, Graph] = {}
+        self._missing = [node for node in range(NUM_INPUTS, NUM_STATES) if node not in entered]
+        self._graphs: dict[int, Graph] = {}
+        # With partial channels: from the inputs to the first states, and on from every state.
+        self._from_inputs: dict[int, Graph] = {}
+        self._from_state = [
+            Graph(self.terms(start, 0, 1 - NUM_INPUTS), 1, NUM_NODES) for start in starts
+        ]
 
     def _stride(self, source: int) -> int:
         return 2 if self.reduce and source < NUM_INPUTS else 1
@@ -157,71 +163,61 @@ class Cell(nn.Module):
         Returns:
             (N, 4 C, H', W'), H' = H of `s1`, halved (rounded up) in a reduction cell.
         """
-        shared = s0 is s1 and type(self.preprocess0) is type(self.preprocess1)
-        given = [s0] if shared else [s0, s1]
-        count = len(given)
         if self.partial > 1:
-            graph = self._graph(count, NUM_INPUTS, self._inputs, count)
-            return self._bypassed(graph(given, [None] * NUM_INPUTS), weights)
-        graph = self._graph(count, NUM_STATES, self._all_terms, count)
-        sums = graph(given, self._before(s1), self._scale(weights))
-        return concatenated(sums[NUM_INPUTS:])
+            return self._bypassed(s0, s1, weights)
+        chain = Chain([self], graphs=self._graphs)
+        return concatenated(chain(_distinct(s0, s1), [weights])[-1])
 
-    def _graph(
-        self, given: int, sums: int, terms: Callable[..., list[Term]], *arguments: int
-    ) -> Graph:
-        """That of terms(*arguments), made once, with its plan."""
-        key = terms.__name__, *arguments
-        if key not in self._graphs:
-            self._graphs[key] = Graph(terms(*arguments), given, sums)
-        return self._graphs[key]
+    def input_terms(self, s0: tuple[int, ...], s1: tuple[int, ...], first: int) -> list[Term]:
+        """What brings the cell's inputs to its channels and size.
 
-    def _inputs(self, given: int) -> list[Term]:
-        """What brings the cell's inputs, one or two tensors, to its channels and size."""
+        Args:
+            s0, s1: the states, in the graph that the terms are for, that the inputs consist of.
+            first: the state there that is the cell's state 0.
+        """
         ops = self.preprocess0, self.preprocess1
-        if given == 1:
-            return [Term(ops, (0, 1), 0, weighted=False)]
-        return [Term([op], (i,), i, weighted=False) for i, op in enumerate(ops)]
+        if s0 == s1 and type(ops[0]) is type(ops[1]):
+            return [Term(ops, (first, first + 1), s0, weighted=False)]
+        return [
+            Term([op], (first + i,), own, weighted=False)
+            for i, (op, own) in enumerate(zip(ops, (s0, s1), strict=True))
+        ]
 
-    def _all_terms(self, given: int) -> list[Term]:
-        terms = self._inputs(given)
-        for start in range(NUM_STATES - 1):
-            terms += self._terms(start, given + start, 0)
-        return terms
-
-    def _terms(self, start: int, source: int, first: int) -> list[Term]:
+    def terms(self, start: int, source: int, first: int) -> list[Term]:
         """The operations on all edges that leave a state, by kind.
 
         Args:
             start: the state.
-            source: its index, and
-            first: the state that is the first sum, in the graph that the terms are for.
+            source: the state that it is in the graph that the terms are for.
+            first: the one there that state 0 is, or would be.
         """
-        return [
+        terms = [
             Term(
                 [self.edges[str(edge)][name] for edge in edges],
-                tuple(EDGES[edge][1] - first for edge in edges),
-                source,
+                tuple(first + EDGES[edge][1] for edge in edges),
+                (source,),
             )
             for name, edges in self._kinds[start].items()
         ]
+        if start == 0 and self._missing:
+            nodes = tuple(first + node for node in self._missing)
+            zeros = [Zero(self._stride(start)) for _ in nodes]
+            terms.append(Term(zeros, nodes, (source,), weighted=False))
+        return terms
 
-    def _scale(self, weights: Tensor | None) -> Tensor | None:
+    def scale(self, weights: Tensor | None) -> Tensor | None:
         """The w_o of all terms, start by start."""
         return None if weights is None else weights.flatten().index_select(0, self._order)
 
-    def _before(self, s1: Tensor) -> list[Tensor | None]:
-        """Zeros for the nodes that nothing enters."""
-        if not self._missing:
-            return [None] * NUM_STATES
-        n, _, height, width = Zero(self._stride(0))(s1[:, :1]).shape
-        channels = self.preprocess1.norm.num_features
-        zeros = s1.new_zeros((n, height, width, channels)).permute(0, 3, 1, 2)
-        return [zeros if state in self._missing else None for state in range(NUM_STATES)]
-
-    def _bypassed(self, states: list[Tensor], weights: Tensor | None) -> Tensor:
+    def _bypassed(self, s0: Tensor, s1: Tensor, weights: Tensor | None) -> Tensor:
         """The nodes' outputs, of channels that operations see and others that bypass them."""
-        scale = self._scale(weights)
+        given = _distinct(s0, s1)
+        count = len(given)
+        if count not in self._from_inputs:
+            terms = self.input_terms((0,), (count - 1,), count)
+            self._from_inputs[count] = Graph(terms, count, NUM_INPUTS)
+        states = self._from_inputs[count](given)
+        scale = self.scale(weights)
         scales = [None] * len(self._leaving) if scale is None else scale.split(self._edges_leaving)
         sums: list[Tensor | None] = [None] * NUM_NODES
         bypassed: list[Tensor | None] = [None] * NUM_NODES
@@ -232,15 +228,68 @@ class Cell(nn.Module):
             for edge, node in leaving:
                 own = None if weights is None else weights[edge].sum()
                 bypassed[node] = accumulate(bypassed[node], other, own)
-            graph = self._graph(1, NUM_NODES, self._terms, start, 0, NUM_INPUTS)
-            sums = graph([seen], sums, scales[start])
+            sums = self._from_state[start]([seen], scales[start], sums)
             node = start + 1 - NUM_INPUTS
             if node >= 0:
-                if sums[node] is None:
-                    sums[node] = Zero(self._stride(start))(seen)
                 joint = concatenated([sums[node], bypassed[node]])
                 states.append(channel_shuffle(joint, self.partial))
         return concatenated(states[NUM_INPUTS:])
+
+
+class Chain:
+    """Cells that each read the outputs of the two before, computed as one graph.
+
+    Args:
+        cells: without partial channels.
+        before: what comes before them: terms that make one state each.
+        graphs: keeps the graphs for one and for two given tensors.
+    """
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        before: Sequence[Term] = (),
+        graphs: dict[int, Graph] | None = None,
+    ) -> None:
+        self.cells, self.before = cells, before
+        self._graphs = {} if graphs is None else graphs
+
+    def __call__(
+        self, given: Sequence[Tensor], weights: Sequence[Tensor | None]
+    ) -> list[list[Tensor]]:
+        """The two inputs of the first cell, and then the nodes of every cell.
+
+        Args:
+            given: what the first cell reads, one or two tensors, or `before`.
+            weights: of every cell; see `Cell.forward`.
+        """
+        count = len(given)
+        if count not in self._graphs:
+            self._graphs[count] = self._graph(count)
+        scale = None
+        if weights[0] is not None:
+            pairs = zip(self.cells, weights, strict=True)
+            scale = joined([cell.scale(own) for cell, own in pairs])
+        states = [*given, *self._graphs[count](given, scale)]
+        first = count + len(self.before)
+        ends = range(first + NUM_STATES, len(states) + 1, NUM_STATES)
+        nodes = [states[end - NUM_NODES : end] for end in ends]
+        return [[states[len(self.before)]], [states[first - 1]], *nodes]
+
+    def _graph(self, given: int) -> Graph:
+        terms, first = [*self.before], given + len(self.before)
+        s0, s1 = (len(self.before),), (first - 1,)
+        for cell in self.cells:
+            terms += cell.input_terms(s0, s1, first)
+            for start in range(NUM_STATES - 1):
+                terms += cell.terms(start, first + start, first)
+            first += NUM_STATES
+            s0, s1 = s1, tuple(range(first - NUM_NODES, first))
+        return Graph(terms, given, first - given)
+
+
+def _distinct(s0: Tensor, s1: Tensor) -> list[Tensor]:
+    return [s0] if s0 is s1 else [s0, s1]
 
 
 def _edges_by_operation(

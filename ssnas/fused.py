@@ -1,7 +1,7 @@
 """Mixed operations by the compiled kernels: `mixed` says what they compute.
 
-One autograd function computes all states of a cell, in which nothing is written to memory but those
-and the results of convolutions and poolings, before their batch norms:
+One autograd function computes all states of all cells, in which nothing is written to memory but
+those and the results of convolutions and poolings, before their batch norms:
 
 - a separable convolution passes over a band of image rows at a time, whose depthwise result never
   leaves the cache and is computed again in backward;
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 
 import torch
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ssnas import kernels
-from ssnas.norms import affine_of, check_scale, record_batch
-from ssnas.operations import ConvNorm, DepthwiseSeparable, FactorizedReduce, Pool
+from ssnas.norms import affine_of, check_scale
+from ssnas.operations import ConvNorm, DepthwiseSeparable, FactorizedReduce, Pool, Zero
 from ssnas.terms import Term
 
 
@@ -44,12 +44,17 @@ def _result(x: Tensor, channels: int, stride: int = 1) -> Tensor:
     return torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
 
 
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+@cache
 def _shape(
-    x: Tensor, operations: int, shared: bool, kernel: int, stride: int, dilation: int
+    size: torch.Size, operations: int, shared: bool, kernel: int, stride: int, dilation: int
 ) -> kernels.Shape:
     """With stride and dilation 2 all taps meet the even pixels, as the taps of a plain kernel that
     reads those alone."""
-    n, read, height, width = x.shape
+    n, read, height, width = size
     step = 2 if stride == dilation == 2 else 1
     return kernels.Shape(
         *(n, height, width, (height - 1) // step + 1, (width - 1) // step + 1, step),
@@ -114,18 +119,23 @@ _NO_NORM = (None, 0.0, None, None)
 
 def _record(batches: Sequence[tuple[_Norms, Tensor, int]]) -> None:
     """Let norms that track statistics record their mean and variance of so many pixels."""
-    for count in {pixels for _, _, pixels in batches}:
-        owners, means, variances = [], [], []
-        for norms, moments, pixels in batches:
-            if pixels == count and norms.training and norms.norms[0].track_running_stats:
-                blocks = moments.split(norms.norms[0].num_features)
-                half = len(blocks) // 2
-                copies = len(norms.norms) // half
-                owners += norms.norms
-                means += blocks[:half] * copies
-                variances += blocks[half:] * copies
-        if owners:
-            record_batch(owners, means, variances, count)
+    records, counts = [], []
+    for norms, moments, pixels in batches:
+        first = norms.norms[0]
+        if not norms.training or not first.track_running_stats:
+            continue
+        width, size = len(moments) // 2, moments.element_size()
+        blocks = width // first.num_features
+        for i, norm in enumerate(norms.norms):
+            mean = moments.data_ptr() + i % blocks * first.num_features * size
+            own = norm.running_mean.data_ptr(), norm.running_var.data_ptr()
+            found = mean, mean + width * size, first.num_features, pixels
+            records.append(kernels.Record(first.momentum, *own, *found))
+            counts.append(norm.num_batches_tracked)
+    if records:
+        array = (kernels.Record * len(records))(*records)
+        kernels.call("record", batches[0][1].dtype, array, len(array))
+        torch._foreach_add_(counts, 1)
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,7 @@ class _Given:
     Args:
         beyond: the gradient behind y's norms, of each edge.
         stride: values from one pixel of those to the next.
-        factors: factor, slope and offset of each channel, (3, channels).
+        factors: factor, slope and offset of each channel, (3 or more, channels).
     """
 
     beyond: Sequence[Tensor]
@@ -146,65 +156,110 @@ class _Given:
     def arguments(self) -> tuple:
         return self.beyond, self.stride, self.y, self.factors, self.factors.stride(0)
 
-    def write(self, to: Tensor, adds: bool = False) -> Tensor:
+    def write(self, to: Tensor, adds: bool) -> None:
         """Compute it, or add it to what there is."""
         sizes = _pixels(to), to.shape[1], len(self.beyond), self.beyond[0].shape[1]
         kernels.call("norm_backward", to.dtype, *sizes, *self.arguments(), adds, to)
-        return to
 
 
 class _Backward:
-    """What the backward pass of a state starts from, and what it finds.
+    """What the backward pass starts from, and what it finds.
 
     Args:
-        needed: for each of `tensors` whether its gradient is.
+        states: all.
+        tensors: the other inputs.
+        of_states, needed, of_scale: whether the gradients for those are needed, for themselves,
+            and that for the weights.
 
     Attributes:
-        state: the state.
-        of_state: the gradient for it, or None where it is not needed.
-        adds: whether the next part adds to it, or writes it.
-        found: the gradients for `tensors`.
+        wanted: for each state whether its gradient is needed, for itself or what it comes from.
+        gradients: for the states, or None where there is nothing yet.
+        found: for `tensors`.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], needed: Sequence[bool]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        states: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        of_states: Sequence[bool],
+        needed: Sequence[bool],
+        of_scale: bool,
+    ) -> None:
+        self.plan, self.states = plan, states
         self.tensors, self.needed = tensors, needed
-        self.state: Tensor | None = None
-        self.of_state: Tensor | None = None
-        self.adds = True
+        self.wanted = list(of_states)
+        for state, entering in enumerate(plan.entering, plan.given):
+            self.wanted[state] |= any(
+                any(self.wanted[source] for source in part.sources)
+                or part.learns(self)
+                or (of_scale and part.term.weighted)
+                for part in entering
+            )
+        self.gradients: list[Tensor | None] = [None] * len(states)
         self.found: list[Tensor | None] = [None] * len(tensors)
+
+    def start(self, gradients: Sequence[Tensor | None]) -> None:
+        """From those given for the sums, which may be others' too."""
+        for state, gradient in enumerate(gradients, self.plan.given):
+            if gradient is not None and self.wanted[state]:
+                read = self.plan.read[state]
+                self.gradients[state] = (
+                    _like(gradient).copy_(gradient) if read else _dense(gradient)
+                )
 
     def needs(self, *places: slice | None) -> bool:
         return any(any(self.needed[where]) for where in places if where is not None)
 
+    def of_state(self, state: int, whole: bool = True) -> tuple[Tensor | None, bool]:
+        """Where the gradient for a state belongs, None if it is not needed; and whether to add it.
+
+        Args:
+            whole: whether the caller can write all of it, instead of adding to what there is.
+        """
+        if not self.wanted[state]:
+            return None, False
+        adds = not whole or self.gradients[state] is not None
+        if self.gradients[state] is None:
+            new = _like(self.states[state])
+            self.gradients[state] = new if whole else new.zero_()
+        return self.gradients[state], adds
+
 
 class Part:
-    """A term on some edges: how it comes from its state, and how its gradient returns there.
+    """A term: how it comes from the states that it reads, and how its gradient returns there.
 
     Args:
         inputs: takes its tensors.
-        norms: at its end.
 
     Attributes:
-        start: index of its first edge among those of all parts.
-        inputs: where its tensors are.
+        norms: at its end, or None.
+        start: index of its first target among those of all parts.
     """
 
-    whole = False
-    """Whether `backward` can write the gradient for all of the state, instead of adding to it."""
+    whole = True
+    """Whether `backward` can write all of the gradient for what it reads, instead of adding."""
 
     def __init__(self, term: Term, inputs: Inputs) -> None:
-        self.term, self.edges = term, term.edges
+        self.term, self.targets, self.sources = term, term.targets, term.sources
         self.norms = None if term.norms is None else _Norms(term.norms, inputs)
         self.start = 0
 
     def forward(
-        self, state: Tensor, tensors: Sequence[Tensor]
+        self, states: Sequence[Tensor], tensors: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor | None, Sequence[Tensor]]:
         """The result, with norms its mean and variance, and what `backward` needs besides.
 
-        The result has C channels where all edges have the same, or else C for each.
+        The result has C channels where all targets have the same, or else C for each.
+
+        Args:
+            states: those that it reads.
         """
         raise NotImplementedError
+
+    def channels(self, y: Tensor) -> int:
+        """C, of its result."""
+        return y.shape[1] if self.norms is None else self.norms.norms[0].num_features
 
     def batches(
         self, y: Tensor, moments: Tensor | None, kept: Sequence[Tensor]
@@ -217,45 +272,71 @@ class Part:
         return self.norms is not None and to.needs(self.norms.affine)
 
     def backward(self, given: _Given, kept: Sequence[Tensor], to: _Backward) -> None:
-        """Take the gradient for the result to the state and the tensors."""
+        """Take the gradient for the result to the states and the tensors."""
         raise NotImplementedError
 
 
 class State(Part):
     """The state itself."""
 
-    whole = True
-
-    def forward(self, state, tensors):
-        return state, None, ()
+    def forward(self, states, tensors):
+        return states[0], None, ()
 
     def backward(self, given, kept, to):
-        if to.of_state is not None:
-            given.write(to.of_state, adds=to.adds)
+        of_state, adds = to.of_state(*self.sources)
+        if of_state is not None:
+            given.write(of_state, adds)
+
+
+class Normalised(State):
+    """The state itself, with a batch norm."""
+
+    def forward(self, states, tensors):
+        (y,) = states
+        moments, written = self.norms.moments(y)
+        if written is not None:
+            kernels.call("moments", y.dtype, _pixels(y), y.shape[1], y, written)
+        return y, moments, ()
+
+
+class Zeros(Part):
+    """What enters a state that no other term enters."""
+
+    def forward(self, states, tensors):
+        (x,) = states
+        return _result(x, x.shape[1], self.term.ops[0].stride).zero_(), None, ()
+
+    def backward(self, given, kept, to):
+        pass
 
 
 class Pooled(Part):
-    """A 3×3 pooling, the same for all edges."""
+    """A 3×3 pooling, the same for all targets."""
+
+    whole = False
 
     def __init__(self, term: Term, inputs: Inputs) -> None:
         super().__init__(term, inputs)
         pool = term.ops[0].pool
         self.stride, self.largest = pool.stride, isinstance(pool, nn.MaxPool2d)
 
-    def forward(self, state, tensors):
-        y = _result(state, state.shape[1], self.stride)
+    def forward(self, states, tensors):
+        (x,) = states
+        y = _result(x, x.shape[1], self.stride)
         moments, written = self.norms.moments(y)
-        kernels.call("pool", y.dtype, self._shape(state), self.largest, state, y, written)
+        kernels.call("pool", y.dtype, self._shape(x), self.largest, x, y, written)
         return y, moments, ()
 
     def backward(self, given, kept, to):
-        if to.of_state is not None:
-            tensors = to.state, given.y, given.write(torch.empty_like(given.y)), to.of_state
-            shape = self._shape(to.state)
-            kernels.call("pool_backward", given.y.dtype, shape, self.largest, *tensors)
+        of_state, _ = to.of_state(*self.sources, self.whole)
+        if of_state is not None:
+            x, of_y = to.states[self.sources[0]], _like(given.y)
+            given.write(of_y, adds=False)
+            tensors = x, given.y, of_y, of_state
+            kernels.call("pool_backward", x.dtype, self._shape(x), self.largest, *tensors)
 
-    def _shape(self, state: Tensor) -> kernels.Shape:
-        return _shape(state, 1, True, 3, self.stride, 1)
+    def _shape(self, x: Tensor) -> kernels.Shape:
+        return _shape(x.shape, 1, True, 3, self.stride, 1)
 
 
 class Convolved(Part):
@@ -269,8 +350,8 @@ class Convolved(Part):
             _Layer(last, self.norms, inputs),
         ]
 
-    def forward(self, state, tensors):
-        y, moments = self.layers[0].forward(state, _NO_NORM, tensors)
+    def forward(self, states, tensors):
+        y, moments = self.layers[0].forward(*states, _NO_NORM, tensors)
         kept = []
         for before, layer in pairwise(self.layers):
             kept += y, moments
@@ -286,12 +367,15 @@ class Convolved(Part):
         return any(layer.learns(to) for layer in self.layers)
 
     def backward(self, given, kept, to):
-        if to.of_state is None and not self.learns(to):
+        (source,) = self.sources
+        if not to.wanted[source] and not self.learns(to):
             return
         for before, layer in reversed(list(pairwise(self.layers))):
             *kept, x, moments = kept
-            given = layer.backward(given, x, to, torch.empty_like(x), before.norms, moments)
-        self.layers[0].backward(given, to.state, to, to.of_state)
+            of_x = _like(x), False
+            given = layer.backward(given, x, to, of_x, before.norms, moments)
+        of_state = to.of_state(source, self.whole)
+        self.layers[0].backward(given, to.states[source], to, of_state)
 
     @property
     def whole(self):
@@ -301,13 +385,11 @@ class Convolved(Part):
 
 
 class Projected(Part):
-    """Pointwise convolutions of relu(x), with batch norms.
+    """Pointwise convolutions of relu(x), with batch norms; x are the channels of all that is read.
 
     Their joint kernel is (E C', C, 1, 1); at stride 2 (E C', 2 C, 1, 1), for the even pixels of x
     and, beside them, those diagonally after, and each channel reads only one of both.
     """
-
-    whole = True
 
     def __init__(self, term: Term, inputs: Inputs) -> None:
         super().__init__(term, inputs)
@@ -315,49 +397,51 @@ class Projected(Part):
         self.kernel = inputs.add(1, lambda: [joint_kernel(ops).contiguous()])
         self.stride = term.ops[0].stride
 
-    def forward(self, state, tensors):
+    def forward(self, states, tensors):
         (kernel,) = tensors[self.kernel]
-        y = _result(state, len(kernel), self.stride)
+        y = _result(states[0], len(kernel), self.stride)
         moments, written = self.norms.moments(y)
-        sizes = self._shape(state), len(kernel)
-        kernels.call("project", y.dtype, *sizes, state, kernel, y, written)
+        kernels.call("project", y.dtype, *self._sizes(states, kernel), states, kernel, y, written)
         return y, moments, ()
 
-    def _shape(self, state: Tensor) -> kernels.Shape:
-        return _shape(state, len(self.edges), True, 1, self.stride, 1)
+    def _sizes(self, states: Sequence[Tensor], kernel: Tensor) -> tuple:
+        shape = _shape(states[0].shape, len(self.targets), True, 1, self.stride, 1)
+        return shape, len(states), len(kernel)
 
     def learns(self, to):
         return to.needs(self.kernel) or super().learns(to)
 
     def backward(self, given, kept, to):
         (kernel,) = to.tensors[self.kernel]
+        states = [to.states[source] for source in self.sources]
+        of_states, adds = zip(*map(to.of_state, self.sources), strict=True)
         of_kernel = torch.empty_like(kernel) if to.needs(self.kernel) else None
-        if of_kernel is not None or to.of_state is not None:
-            kernels.call(
-                "project_backward",
-                *(kernel.dtype, self._shape(to.state), len(kernel), to.state, kernel),
-                *(*given.arguments(), to.of_state, to.adds, of_kernel),
-            )
-            to.found[self.kernel] = [of_kernel]
+        if of_kernel is None and not any(to.wanted[source] for source in self.sources):
+            return
+        kernels.call(
+            "project_backward",
+            *(kernel.dtype, *self._sizes(states, kernel), states, kernel, *given.arguments()),
+            *(of_states, (kernels.Long * len(adds))(*adds), of_kernel),
+        )
+        to.found[self.kernel] = [of_kernel]
 
 
 class _Layer:
     """Separable convolutions of several edges side by side, with the batch norms behind them."""
 
     def __init__(self, ops: Sequence[DepthwiseSeparable], norms: _Norms, inputs: Inputs) -> None:
-        # Autograd follows these copies; made within `_Mixed`, it would not.
-        self.depthwise = inputs.add(
-            len(ops), lambda: [op.depthwise.weight.contiguous() for op in ops]
-        )
-        self.pointwise = inputs.add(
-            len(ops), lambda: [op.pointwise.weight.contiguous() for op in ops]
+        kinds = [op.depthwise for op in ops], [op.pointwise for op in ops]
+        self.depthwise, self.pointwise = (
+            # Autograd follows these copies; made within `_Mixed`, it would not.
+            inputs.add(len(own), lambda own=own: [layer.weight.contiguous() for layer in own])
+            for own in kinds
         )
         self.norms = norms
         self.edges, self.first = len(ops), ops[0]
 
     def _shape(self, x: Tensor, shared: bool) -> kernels.Shape:
         kernel = self.first.depthwise.kernel_size[0]
-        return _shape(x, self.edges, shared, kernel, self.first.stride, self.first.dilation)
+        return _shape(x.shape, self.edges, shared, kernel, self.first.stride, self.first.dilation)
 
     def forward(self, x: Tensor, before: tuple, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The result and its moments; `before`: see `_Norms.applied`."""
@@ -376,7 +460,7 @@ class _Layer:
         given: _Given,
         x: Tensor,
         to: _Backward,
-        of_x: Tensor | None,
+        of_x: tuple[Tensor | None, bool],
         norms: _Norms | None = None,
         moments: Tensor | None = None,
     ) -> _Given | None:
@@ -384,7 +468,8 @@ class _Layer:
 
         Args:
             x: what was read.
-            of_x: what its gradient is added to; behind norms, the gradient for their result.
+            of_x: where its gradient belongs, behind norms that for their result, and whether to
+                add it.
             norms, moments: of x.
 
         Returns:
@@ -394,32 +479,36 @@ class _Layer:
         weights = [to.tensors[where] for where in places]
         of_weights = [None, None]
         if to.needs(*places):
-            of_weights = [own[0].new_empty(len(own), *own[0].shape) for own in weights]
+            of_weights = [[torch.empty_like(weight) for weight in own] for own in weights]
             for where, own in zip(places, of_weights, strict=True):
-                to.found[where] = own.unbind()
+                to.found[where] = own
         shape = self._shape(x, norms is None)
-        before, of_norms = _NO_NORM, (True, None, None, None)
+        before, of_norms = _NO_NORM, (True, None)
         if norms is not None:
             width = x.shape[1]
-            slopes, affine = x.new_empty(3, width), tuple(x.new_empty(2, width))
+            factors = x.new_empty(5, width)
             before = norms.applied(moments, to.tensors)
-            of_norms = not norms.training, slopes, *affine
+            of_norms = not norms.training, factors
             if norms.affine is not None:
-                to.found[norms.affine] = affine
+                to.found[norms.affine] = factors[3], factors[4]
         kernels.call(
             "backward",
             *(x.dtype, shape, x, *before, *weights, *given.arguments()),
-            *(of_x, to.adds, *of_norms, *of_weights),
+            *(*of_x, *of_norms, *of_weights),
         )
         if norms is None:
             return None
-        return _Given(of_x.chunk(self.edges, dim=1), width, x, slopes)
+        return _Given(of_x[0].chunk(self.edges, dim=1), width, x, factors)
 
 
 def _part(term: Term, inputs: Inputs) -> Part:
     match term.ops[0]:
         case nn.Identity():
             return State(term, inputs)
+        case nn.BatchNorm2d():
+            return Normalised(term, inputs)
+        case Zero():
+            return Zeros(term, inputs)
         case Pool():
             return Pooled(term, inputs)
         case ConvNorm() | FactorizedReduce():
@@ -435,59 +524,49 @@ class Plan:
     Attributes:
         parts: the terms.
         inputs: what the parts need besides the states.
-        edges: of all parts.
-        leaving: the parts that read each state, in the order in which they are computed.
+        size: of how many targets all parts have together.
+        leaving: the parts to compute when a state, the last one that they read, is there.
         entering: those that each sum consists of.
-        channels: of each sum; where no part has norms, those of the states.
-        weighted: indices of the edges that have a weight.
+        weighted: indices of the targets that have a weight.
+        read: for each state whether a part does.
         touched: for each sum whether it is entered or read; another one stays as it is.
     """
 
     def __init__(self, terms: Sequence[Term], given: int, sums: int) -> None:
         self.given, self.sums, self.inputs = given, sums, Inputs()
         self.parts = parts = [_part(term, self.inputs) for term in terms]
-        self.edges, self.weighted = 0, []
+        self.size, self.weighted = 0, []
         for part in parts:
-            part.start, self.edges = self.edges, self.edges + len(part.edges)
+            part.start, self.size = self.size, self.size + len(part.targets)
             if part.term.weighted:
-                self.weighted += range(part.start, self.edges)
-        # One that writes the whole gradient for the state goes first.
+                self.weighted += range(part.start, self.size)
+        # One that writes the whole gradient for what it reads goes first.
         ordered = sorted(parts, key=lambda part: not part.whole)
+        states = range(given + sums)
         self.leaving = [
-            [part for part in ordered if part.term.source == state] for state in range(given + sums)
+            [part for part in ordered if max(part.sources) == state] for state in states
         ]
-        self.entering = [[part for part in parts if i in part.edges] for i in range(sums)]
+        self.entering = [[part for part in parts if i in part.targets] for i in states[given:]]
+        self.read = [any(i in part.sources for part in parts) for i in states]
         self.touched = [
-            bool(entering or leaving)
-            for entering, leaving in zip(self.entering, self.leaving[given:], strict=True)
+            bool(entering) or read
+            for entering, read in zip(self.entering, self.read[given:], strict=True)
         ]
-        normed = [part.norms.norms[0] for part in parts if part.norms is not None]
-        self.channels = normed[0].num_features if normed else None
-
-    def wanted(self, of_states: Sequence[bool], of_scale: bool, to: _Backward) -> list[bool]:
-        """Whether the gradient for each state is needed, for itself or for what it comes from."""
-        found = list(of_states)
-        for i, entering in enumerate(self.entering):
-            found[self.given + i] |= any(
-                found[part.term.source] or part.learns(to) or (of_scale and part.term.weighted)
-                for part in entering
-            )
-        return found
 
 
 def mix(
     plan: Plan,
     given: Sequence[Tensor],
-    before: Sequence[Tensor | None],
     scale: Tensor | None,
+    before: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """x_j = before_j + Σ_i (weight_i · x̂_i + bias_i), over the parts i that enter x_j.
 
     Args:
         given: the first states, (N, C, H, W).
-        before: of each other state, or None for zeros.
-        scale: for the weighted edges, one after the other, the weight; or None, where that is a
+        scale: for the weighted targets, one after the other, the weight; or None, where that is a
             parameter of a norm, or 1.
+        before: of each other state, or None for zeros.
 
     Raises:
         ValueError: for affine norms with a scale, or a scale of another length.
@@ -507,51 +586,68 @@ def mix(
         ),
         *plan.inputs.tensors(),
     ]
-    types = {tensor.dtype for tensor in tensors if tensor is not None}
+    statistics = (part.norms.norms[0].running_mean for part in plan.parts if part.norms)
+    types = {(t.dtype, t.is_cpu) for t in (*tensors, *statistics) if t is not None}
     if len(types) > 1:
-        raise TypeError(
-            f"mixed operations need tensors of one type; found {sorted(map(str, types))}"
-        )
-    sums = zip(_Mixed.apply(plan, *tensors), plan.touched, before, strict=True)
+        found = sorted(f"{dtype}{'' if is_cpu else ' elsewhere'}" for dtype, is_cpu in types)
+        raise TypeError(f"mixed operations need tensors of one type on the CPU; found {found}")
+    found = _Mixed.apply(plan, torch.is_grad_enabled(), *tensors)
+    sums = zip(found, plan.touched, before, strict=True)
     return [new if touched else old for new, touched, old in sums]
 
 
 class _Terms:
-    """All edges with their results, as the kernels read them."""
+    """All parts' results, as the kernels read them.
 
-    def __init__(self, plan: Plan, channels: int, scale: Tensor | None) -> None:
-        self.channels, self.scale = channels, scale
-        self.array = (kernels.Term * plan.edges)()
-        for part in plan.parts:
-            for i, edge in enumerate(part.edges):
-                self.array[part.start + i].sum = edge
+    Attributes:
+        places: of each part's channels, target by target, among those of all.
+        channels: how many these are.
+    """
+
+    def __init__(self, plan: Plan, scale: Tensor | None) -> None:
+        self.places, self.channels = {}, 0
+        self._entering: dict[int, list[tuple[Tensor, int, Tensor | None]]] = {}
+        self.array = (kernels.Term * plan.size)()
+        self._scales: list[int | None] = [None] * plan.size
         if scale is not None:
-            start, size = scale.data_ptr(), scale.element_size()
-            for position, edge in enumerate(plan.weighted):
-                self.array[edge].scale = start + position * size
+            for position, index in enumerate(plan.weighted):
+                self._scales[index] = scale.data_ptr() + position * scale.element_size()
 
     def set(self, part: Part, y: Tensor, moments: Tensor | None, tensors: Sequence[Tensor]) -> None:
-        """Enter a part's result, with norms its mean and variance, for all of its edges."""
-        width, norms = y.shape[1], part.norms
-        size = self.channels * y.element_size()
-        own = 0 if width == self.channels else size
-        moments, eps, weight, bias = _NO_NORM if norms is None else norms.applied(moments, tensors)
-        start = y.data_ptr()
-        for i in range(len(part.edges)):
-            term = self.array[part.start + i]
-            term.x, term.width = start + i * own, width
-            term.slot = part.start + (i if own else 0)
-            term.eps, term.fixed = eps, norms is None or not norms.training
-            if moments is not None:
-                term.mean = moments.data_ptr() + i * own
-                term.var = term.mean + width * y.element_size()
-            if weight is not None:
-                term.weight = weight.data_ptr() + i * size
-                term.bias = bias.data_ptr() + i * size
+        """Enter a part's result, with norms its mean and variance, for all of its targets."""
+        width, norms, channels = y.shape[1], part.norms, part.channels(y)
+        first, size = self.channels, y.element_size()
+        self.channels += len(part.targets) * channels
+        self.places[part] = slice(first, self.channels)
+        _, eps, *affine = _NO_NORM if norms is None else norms.applied(moments, tensors)
+        fixed = norms is None or not norms.training
+        x, mean, weight, bias = (t if t is None else t.data_ptr() for t in (y, moments, *affine))
+        for i, target in enumerate(part.targets):
+            # Its channels among all that are affine, and among those of the result.
+            own, place = i * channels * size, first + i * channels
+            block, slot = (0, first) if width == channels else (own, place)
+            self._entering.setdefault(target, []).append((y, channels, moments))
+            self.array[part.start + i] = kernels.Term(
+                x + block,
+                mean and mean + block,
+                mean and mean + block + width * size,
+                weight and weight + own,
+                bias and bias + own,
+                self._scales[part.start + i],
+                eps,
+                *(fixed, width, target, place, slot),
+            )
 
-    def call(self, function: str, x: Tensor, index: int, *arguments) -> None:
-        """Call a kernel with the terms of one sum x."""
-        sizes = len(self.array), index, self.channels, _pixels(x)
+    def mix(self, state: int, before: Tensor | None) -> Tensor:
+        """The sum of what enters a state, which is not needed for it any more, and was before."""
+        entering = self._entering.pop(state, ())
+        x = _like(before) if before is not None else _result(*entering[0][:2])
+        self.call("mix", x, state, before, x)
+        return x
+
+    def call(self, function: str, x: Tensor, state: int, *arguments) -> None:
+        """Call a kernel with the terms of one state x."""
+        sizes = len(self.array), state, x.shape[1], _pixels(x)
         kernels.call(function, x.dtype, self.array, *sizes, *arguments)
 
 
@@ -559,29 +655,24 @@ class _Mixed(torch.autograd.Function):
     """`mix` of dense tensors."""
 
     @staticmethod
-    def forward(ctx, plan, *tensors):
+    def forward(ctx, plan, differentiable, *tensors):
         given, (scale, *rest) = tensors[: plan.given], tensors[plan.given :]
         before, tensors = rest[: plan.sums], rest[plan.sums :]
-        states = [*given, *[None] * plan.sums]
-        channels = plan.channels or states[0].shape[1]
-        terms = _Terms(plan, channels, scale)
-        sizes: list[Tensor | None] = list(before)
+        states: list[Tensor | None] = [*given, *before]
+        terms = _Terms(plan, scale)
         batches, kept, ctx.kept = [], [], {}
-        for index, leaving in enumerate(plan.leaving):
-            i = index - plan.given
-            if i >= 0 and sizes[i] is not None:
-                states[index] = _result(sizes[i], channels)
-                terms.call("mix", states[index], i, before[i], states[index])
+        for state, leaving in enumerate(plan.leaving):
+            if state >= plan.given and plan.touched[state - plan.given]:
+                states[state] = terms.mix(state, states[state])
             for part in leaving:
-                y, moments, own = part.forward(states[index], tensors)
+                y, moments, own = part.forward([states[i] for i in part.sources], tensors)
                 terms.set(part, y, moments, tensors)
-                for edge in part.edges:
-                    sizes[edge] = y
                 batches += part.batches(y, moments, own)
-                ctx.kept[part] = slice(len(kept), len(kept) + 2 + len(own))
-                kept += y, moments, *own
+                if differentiable:
+                    ctx.kept[part] = slice(len(kept), len(kept) + 2 + len(own))
+                    kept += y, moments, *own
         _record(batches)
-        ctx.plan, ctx.channels, ctx.inputs = plan, channels, len(tensors)
+        ctx.plan, ctx.inputs = plan, len(tensors)
         ctx.save_for_backward(scale, *states, *tensors, *kept)
         ctx.set_materialize_grads(False)
         return tuple(states[plan.given :])
@@ -589,51 +680,37 @@ class _Mixed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients):
-        plan, channels = ctx.plan, ctx.channels
+        plan = ctx.plan
         scale, *saved = ctx.saved_tensors
         count = plan.given + plan.sums
         states, saved = saved[:count], saved[count:]
         tensors, saved = saved[: ctx.inputs], saved[ctx.inputs :]
-        _, *needs = ctx.needs_input_grad
+        _, _, *needs = ctx.needs_input_grad
         needs_scale = needs.pop(plan.given)
         of_states, needs = needs[:count], needs[count:]
-        to = _Backward(tensors, needs)
-        terms = _Terms(plan, channels, scale)
+        terms = _Terms(plan, scale)
         for part, where in ctx.kept.items():
             y, moments, *_ = saved[where]
             terms.set(part, y, moments, tensors)
-        wanted = plan.wanted(of_states, needs_scale, to)
-        factors = states[0].new_zeros(3, plan.edges * channels)
-        of_weight, of_bias = states[0].new_zeros(2, plan.edges * channels)
-        found: list[Tensor | None] = [None] * count
-        for index in reversed(range(count)):
-            i, leaving = index - plan.given, plan.leaving[index]
-            outer = gradients[i] if i >= 0 else None
-            to.state, to.of_state = states[index], None
-            to.adds = outer is not None or not any(part.whole for part in leaving)
-            if wanted[index] and states[index] is not None:
-                to.of_state = _start(states[index], outer, bool(leaving), to.adds)
-            for part in leaving:
+        to = _Backward(plan, states, tensors, of_states, needs, needs_scale)
+        to.start(gradients)
+        factors = states[0].new_zeros(3, terms.channels)
+        of_weight, of_bias = states[0].new_zeros(2, terms.channels)
+        of_scale = states[0].new_zeros(plan.size)
+        for state in reversed(range(count)):
+            for part in plan.leaving[state]:
                 y, _, *own = saved[ctx.kept[part]]
-                where = slice(part.start * channels, (part.start + len(part.edges)) * channels)
+                where = terms.places[part]
                 if part.norms is not None and part.norms.affine is not None:
                     to.found[part.norms.affine] = of_weight[where], of_bias[where]
-                beyond = [found[plan.given + edge] for edge in part.edges]
-                if all(own is not None for own in beyond):
-                    part.backward(_Given(beyond, channels, y, factors[:, where]), own, to)
-                    to.adds = True
-            found[index] = to.of_state
-            if i >= 0 and to.of_state is not None:
-                terms.call("mix_backward", to.of_state, i, to.of_state, factors, of_weight, of_bias)
-        of_scale = None
-        if needs_scale:
-            of_scale = of_weight.view(plan.edges, channels).sum(1)[plan.weighted]
-        found = [own if need else None for own, need in zip(found, of_states, strict=True)]
-        return None, *found[: plan.given], of_scale, *found[plan.given :], *to.found
-
-
-def _start(state: Tensor, outer: Tensor | None, read: bool, adds: bool) -> Tensor:
-    """The gradient for a state, before that of the parts that read it is added."""
-    if outer is None:
-        return torch.zeros_like(state) if adds else torch.empty_like(state)
-    return outer.clone(memory_format=torch.channels_last) if read else _dense(outer)
+                beyond = [to.gradients[target] for target in part.targets]
+                if all(gradient is not None for gradient in beyond):
+                    given = _Given(beyond, part.channels(y), y, factors[:, where])
+                    part.backward(given, own, to)
+            own, _ = to.of_state(state, whole=False)
+            if own is not None and state >= plan.given:
+                found = factors, terms.channels, of_weight, of_bias, of_scale
+                terms.call("mix_backward", own, state, own, *found)
+        found = [own if need else None for own, need in zip(to.gradients, of_states, strict=True)]
+        of_scale = of_scale[plan.weighted] if needs_scale else None
+        return None, None, *found[: plan.given], of_scale, *found[plan.given :], *to.found

@@ -18,7 +18,7 @@ from torch.nn.functional import conv2d
 
 from ssnas import fused, kernels
 from ssnas.distributed import active
-from ssnas.norms import batch_norm, joined, record_statistics
+from ssnas.norms import Norm, batch_norm, joined, record_statistics
 from ssnas.operations import ConvNorm, DepthwiseSeparable, FactorizedReduce
 from ssnas.terms import Term
 
@@ -29,7 +29,7 @@ class Graph:
     Args:
         terms: the operations.
         given: how many states are.
-        sums: how many are not; they all have the same channels.
+        sums: how many are not.
     """
 
     def __init__(self, terms: Sequence[Term], given: int, sums: int) -> None:
@@ -43,48 +43,47 @@ class Graph:
     def __call__(
         self,
         given: Sequence[Tensor],
-        before: Sequence[Tensor | None],
         scale: Tensor | None = None,
+        before: Sequence[Tensor | None] | None = None,
     ) -> list[Tensor | None]:
         """Compute the sums.
 
         Args:
             given: the first states, (N, C, H, W).
+            scale: the w_o of all weighted terms' targets, one after the other, or None for 1.
             before: what is added to each sum, (N, C', H', W'), or None for zeros; they may be
                 changed in place.
-            scale: the w_o of all weighted terms' edges, one after the other, or None for 1.
 
         Returns:
             the sums, None where there is nothing to add.
         """
+        before = [None] * self.sums if before is None else list(before)
         if not self.terms:
-            return list(before)
+            return before
         if not _usable(given[0]):
-            return self._composed(given, before, scale)
+            return self._composed(given, scale, before)
         if self._plan is None:
             self._plan = fused.Plan(self.terms, self.given, self.sums)
-        return fused.mix(self._plan, given, before, scale)
+        return fused.mix(self._plan, given, scale, before)
 
     def _composed(
-        self, given: Sequence[Tensor], before: Sequence[Tensor | None], scale: Tensor | None
+        self, given: Sequence[Tensor], scale: Tensor | None, before: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
-        sums = list(before)
-        counts = [len(term.edges) if term.weighted else 0 for term in self.terms]
+        states = [*given, *before]
+        counts = [len(term.targets) if term.weighted else 0 for term in self.terms]
         scales = [None] * len(counts) if scale is None else scale.split(counts)
-        for index in range(self.given + self.sums):
-            state = given[index] if index < self.given else sums[index - self.given]
-            leaving = [
-                (term, own if term.weighted else None)
-                for term, own in zip(self.terms, scales, strict=True)
-                if term.source == index
-            ]
-            if leaving:
-                _add(sums, state, leaving)
-        return sums
+        leaving: dict[tuple[int, ...], list[tuple[Term, Tensor | None]]] = {}
+        for term, own in zip(self.terms, scales, strict=True):
+            leaving.setdefault(term.sources, []).append((term, own if term.weighted else None))
+        for sources in sorted(leaving, key=max):
+            _add(states, concatenated([states[i] for i in sources]), leaving[sources])
+        return states[self.given :]
 
 
 def concatenated(states: Sequence[Tensor]) -> Tensor:
     """Their channels, one after the other."""
+    if len(states) == 1:
+        return states[0]
     return torch.cat(states, dim=1) if _usable(states[0]) else _Concatenate.apply(*states)
 
 
@@ -119,21 +118,21 @@ class Source:
 
 
 def _add(
-    sums: list[Tensor | None], state: Tensor, leaving: Sequence[tuple[Term, Tensor | None]]
+    states: list[Tensor | None], x: Tensor, leaving: Sequence[tuple[Term, Tensor | None]]
 ) -> None:
-    """Add the terms that leave a state, each with the w_o of its edges, to the sums."""
-    source = Source(state)
+    """Add the terms that read x, each with the w_o of its targets, to those."""
+    source = Source(x)
     totals: dict[tuple[int, ...], Tensor] = {}
     for term, scale in leaving:
         value = _normalised(term, source, scale)
-        total = totals.get(term.edges)
-        totals[term.edges] = value if total is None else total + value
-    for edges, total in totals.items():
-        if len(edges) == 1 and sums[edges[0]] is None:
-            sums[edges[0]] = total
+        total = totals.get(term.targets)
+        totals[term.targets] = value if total is None else total + value
+    for targets, total in totals.items():
+        if len(targets) == 1 and states[targets[0]] is None:
+            states[targets[0]] = total
             continue
-        for edge, part in zip(edges, total.chunk(len(edges), dim=1), strict=True):
-            sums[edge] = accumulate(sums[edge], part)
+        for target, part in zip(targets, total.chunk(len(targets), dim=1), strict=True):
+            states[target] = accumulate(states[target], part)
 
 
 def accumulate(total: Tensor | None, value: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -146,6 +145,8 @@ def accumulate(total: Tensor | None, value: Tensor, scale: Tensor | None = None)
 def _normalised(term: Term, source: Source, scale: Tensor | None) -> Tensor:
     """The term's values side by side, (N, E C, H', W'), weighted."""
     ops, norms = term.ops, term.norms
+    if isinstance(ops[0], Norm):
+        return batch_norm(norms, source.x, scale)
     if isinstance(ops[0], ConvNorm | FactorizedReduce):
         value = conv2d(ops[0].grids(source.x).relu(), ops[0].joint_kernel(ops))
         return batch_norm(norms, value, scale)
@@ -155,10 +156,11 @@ def _normalised(term: Term, source: Source, scale: Tensor | None) -> Tensor:
             between = batch_norm([op.norm for op in before], value)
             value = separable(Source(between, len(layer)), layer)
         return batch_norm(norms, value, scale)
-    value = source.x
-    if norms is not None:
+    if norms is None:
+        value = ops[0](source.x)
+    else:
         first, *others = norms
-        value = batch_norm([first], ops[0].pool(value))
+        value = batch_norm([first], ops[0].pool(source.x))
         if first.training and first.track_running_stats:
             for other in others:
                 record_statistics([other], first.running_mean, first.running_var)

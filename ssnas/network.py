@@ -136,6 +136,8 @@ def multiply_adds(module: nn.Module, x: Tensor) -> int:
     for layer in twin.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.register_forward_hook(count)
+        if isinstance(layer, CellStack):
+            layer.cell_by_cell = True
         if isinstance(layer, Cell):
             layer.forward = layer.forward_by_definition
     twin(x[:1])

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ssnas.cell import Cell
+from ssnas.cell import Cell, Chain
 from ssnas.errors import InputError
+from ssnas.mixed import concatenated
 from ssnas.norms import Norm
 from ssnas.space import NUM_NODES, cell_kinds
+from ssnas.terms import Term
 
 
 class CifarStem(nn.Sequential):
@@ -30,6 +32,14 @@ class CifarStem(nn.Sequential):
         """The two inputs of the first cell, here one and the same, (N, width, H, W)."""
         x = self(x)
         return x, x
+
+    def given(self, x: Tensor) -> list[Tensor]:
+        """What the cells' graph starts from: the convolution."""
+        return [self[0](x)]
+
+    def terms(self) -> list[Term]:
+        """The rest, as a part of that graph, where a batch norm needs fewer passes over memory."""
+        return [Term([self[1]], (1,), (0,), weighted=False)]
 
 
 class ImageNetStem(nn.Sequential):
@@ -59,6 +69,14 @@ class ImageNetStem(nn.Sequential):
             x = layer(x)
         return x, norm(convolution(relu(x)))
 
+    def given(self, x: Tensor) -> list[Tensor]:
+        """What the cells' graph starts from: their inputs."""
+        return list(self.inputs(x))
+
+    def terms(self) -> list[Term]:
+        """The rest: nothing."""
+        return []
+
 
 def _halving(in_channels: int, channels: int) -> tuple[nn.Conv2d, Norm]:
     return nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False), Norm(channels)
@@ -83,6 +101,7 @@ class CellStack(nn.Module):
         stem: a key of `STEMS`.
 
     Attributes:
+        cell_by_cell: whether `run_cell` computes one after the other, instead of all as one graph.
         out_features: length of the feature vector.
         channels: C of the last cell.
         last_widths: channels of the last two outputs, which a further cell would read.
@@ -90,6 +109,8 @@ class CellStack(nn.Module):
     Raises:
         InputError: for an unknown stem.
     """
+
+    cell_by_cell = False
 
     def __init__(
         self,
@@ -117,6 +138,7 @@ class CellStack(nn.Module):
                 Cell(ops[kind], previous, channels, reduce, previous_reduce, affine, partial)
             )
             previous, previous_reduce = (previous[1], NUM_NODES * channels), reduce
+        self._chain = Chain(self.cells, self.stem.terms())
         self.channels, self.last_widths = channels, previous
         self.out_features = NUM_NODES * channels
 
@@ -127,16 +149,28 @@ class CellStack(nn.Module):
             x: images, (N, in_channels, H, W), normalised.
             weights: w(α) of each cell kind, or None.
         """
-        return self.states(x, weights)[1].mean(dim=(2, 3))
+        nodes = self.outputs(x, weights)[-1]
+        return torch.cat([node.mean(dim=(2, 3)) for node in nodes], dim=1)
 
     def states(
         self, x: Tensor, weights: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Outputs of the last cell but one and of the last cell; arguments as of `features`."""
-        s0, s1 = self.stem.inputs(self.arrange(x))
-        for kind, cell in zip(self.kinds, self.cells, strict=True):
-            s0, s1 = s1, self.run_cell(cell, s0, s1, None if weights is None else weights[kind])
-        return s0, s1
+        before_last, last = self.outputs(x, weights)[-2:]
+        return concatenated(before_last), concatenated(last)
+
+    def outputs(self, x: Tensor, weights: Mapping[str, Tensor] | None) -> list[Sequence[Tensor]]:
+        """Those of stem and cells, each in parts, whose channels follow each other."""
+        x = self.arrange(x)
+        own = [None if weights is None else weights[kind] for kind in self.kinds]
+        if not self.cell_by_cell:
+            return self._chain(self.stem.given(x), own)
+        s0, s1 = self.stem.inputs(x)
+        outputs = [[s0], [s1]]
+        for cell, weight in zip(self.cells, own, strict=True):
+            s0, s1 = s1, self.run_cell(cell, s0, s1, weight)
+            outputs.append([s1])
+        return outputs
 
     def arrange(self, x: Tensor) -> Tensor:
         """Channels-last, in which depthwise convolution, pooling and batch norm run fastest."""

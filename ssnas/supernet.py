@@ -79,6 +79,8 @@ class Supernet(CellStack):
             stem=stem,
         )
         self.checkpoint = checkpoint
+        if checkpoint or partial > 1:
+            self.cell_by_cell = True
         self.relaxation = relaxation
         self.ops = self_ops
         self.alphas = nn.ParameterDict(
@@ -137,6 +139,8 @@ class PlainSupernet(Supernet):
     It is the specification of `Supernet` in tests and the reference in benchmarks; parameters
     and their names are the same.
     """
+
+    cell_by_cell = True
 
     def arrange(self, x: Tensor) -> Tensor:
         return x.contiguous()

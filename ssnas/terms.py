@@ -1,4 +1,4 @@
-"""What the sums in a cell consist of."""
+"""What the states of cells consist of."""
 
 from __future__ import annotations
 
@@ -7,29 +7,36 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ssnas.operations import DepthwiseSeparable, SepConv
+from ssnas.operations import DepthwiseSeparable, SepConv, Zero
 
 
 @dataclass(frozen=True)
 class Term:
-    """Operations of one kind on edges that leave a state.
+    """Operations of one kind on edges that leave the same states.
 
     Args:
-        ops: of equal channels, kernels and strides; `nn.Identity` for the state itself.
-        edges: for each of them the index of the sum that it is added to.
-        source: index of the state, among those given and then the sums.
+        ops: of equal channels, kernels and strides; `nn.Identity` for the state itself, a
+            batch norm for the state behind it.
+        targets: for each of them the state that it is added to.
+        sources: the state that all of them read, or several of one size, whose channels follow
+            each other.
         weighted: whether a w_o multiplies what each of them gives.
     """
 
     ops: Sequence[nn.Module]
-    edges: tuple[int, ...]
-    source: int = 0
+    targets: tuple[int, ...]
+    sources: tuple[int, ...]
     weighted: bool = True
 
     @property
     def norms(self) -> list[nn.BatchNorm2d] | None:
         """The batch norms at the operations' ends, if they have any."""
-        return None if isinstance(self.ops[0], nn.Identity) else [op.norm for op in self.ops]
+        match self.ops[0]:
+            case nn.Identity() | Zero():
+                return None
+            case nn.BatchNorm2d():
+                return list(self.ops)
+        return [op.norm for op in self.ops]
 
     @property
     def layers(self) -> list[Sequence[DepthwiseSeparable]]:

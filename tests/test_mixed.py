@@ -14,7 +14,7 @@ from torch import nn
 from ssnas import fused, kernels
 from ssnas.mixed import Graph, Source
 from ssnas.norms import Norm, joined
-from ssnas.operations import ConvNorm, FactorizedReduce, build
+from ssnas.operations import ConvNorm, FactorizedReduce, Zero, build
 from ssnas.space import OPS
 from ssnas.terms import Term
 
@@ -67,15 +67,22 @@ def prepared(op, mode, recorded=True):
 
 
 def add_mixed(sums, x, terms, scales=None):
-    """Add the operations on one state to the sums; `scales`: for each term the w_o of its edges."""
-    return Graph(terms, 1, len(sums))([x], sums, joined(scales) if scales else None)
+    """Add the operations on state 0 to the sums; `scales`: for each term the w_o of its edges."""
+    return Graph(terms, 1, len(sums))([x], joined(scales) if scales else None, sums)
+
+
+def leaving(ops, sums=None):
+    """A term from state 0 to the sums, which follow it, or to one for each operation."""
+    sums = range(len(ops)) if sums is None else sums
+    return Term(ops, tuple(1 + index for index in sums), (0,))
 
 
 def one_by_one(sums, x, terms, scales=None):
     """What `add_mixed` is defined as."""
     found = list(sums)
     for index, term in enumerate(terms):
-        for position, (op, edge) in enumerate(zip(term.ops, term.edges, strict=True)):
+        for position, (op, target) in enumerate(zip(term.ops, term.targets, strict=True)):
+            edge = target - 1
             value = op(x) if scales is None else scales[index][position] * op(x)
             found[edge] = value if found[edge] is None else found[edge] + value
     return found
@@ -122,7 +129,7 @@ def assert_as_defined(sums, x, terms, scales=None, tolerance=1e-9, wanted=None):
 @pytest.mark.parametrize(("channels", "count"), [(3, 1), (8, 3), (20, 2)])
 @pytest.mark.parametrize("name", REAL)
 def test_each_operation(path, name, channels, count, stride, size):
-    terms = [Term(operations(name, count, channels, stride), tuple(range(count)))]
+    terms = [leaving(operations(name, count, channels, stride))]
     scales = [torch.randn(count).double().requires_grad_()]
     assert_as_defined([None] * count, images(channels, size), terms, scales)
 
@@ -134,7 +141,7 @@ def test_all_operations_together(path, stride, affine, mode):
     """Each on other edges, added to sums that some nodes have already."""
     edges = [(0, 1, 2), (1,), (0, 2), (2, 1), (0,), (1, 2), (0, 1)]
     terms = [
-        Term(operations(name, len(own), 5, stride, affine, mode), own)
+        leaving(operations(name, len(own), 5, stride, affine, mode), own)
         for name, own in zip(REAL, edges, strict=True)
     ]
     halved = [5, 4] if stride == 2 else [9, 7]
@@ -148,30 +155,30 @@ def test_all_operations_together(path, stride, affine, mode):
 def graph_terms(stride):
     """Given 0 and 1; of the sums 2 to 6, nothing enters 5 and nothing leaves 3 and 6."""
 
-    def term(name, stride, *edges, source, weighted=True):
-        return Term(operations(name, len(edges), 4, stride), edges, source, weighted)
+    def term(name, stride, *targets, source, weighted=True):
+        return Term(operations(name, len(targets), 4, stride), targets, (source,), weighted)
 
     return [
-        Term([prepared(ConvNorm(6, 4, False).double(), "train")], (0,), 0, weighted=False),
-        term("avg_pool_3x3", stride, 1, 2, source=1),
-        term("dil_conv_3x3", stride, 1, 4, source=2),
-        term("skip_connect", stride, 2, source=2, weighted=False),
-        term("sep_conv_3x3", 1, 4, source=4),
-        term("max_pool_3x3", 1, 4, source=5),
-        term("skip_connect", 1, 4, source=5),
+        Term([prepared(ConvNorm(6, 4, False).double(), "train")], (2,), (0,), weighted=False),
+        term("avg_pool_3x3", stride, 3, 4, source=1),
+        term("dil_conv_3x3", stride, 3, 6, source=2),
+        term("skip_connect", stride, 4, source=2, weighted=False),
+        term("sep_conv_3x3", 1, 6, source=4),
+        term("max_pool_3x3", 1, 6, source=5),
+        term("skip_connect", 1, 6, source=5),
     ]
 
 
 def sums_by_definition(terms, given, before, scale):
     states = [*given, *before]
-    for term in sorted(terms, key=lambda term: term.source):
-        start = sum(len(t.edges) for t in terms[: terms.index(term)] if t.weighted)
-        for position, (op, edge) in enumerate(zip(term.ops, term.edges, strict=True)):
-            value = op(states[term.source])
-            if term.weighted:
+    for term in sorted(terms, key=lambda term: max(term.sources)):
+        start = sum(len(t.targets) for t in terms[: terms.index(term)] if t.weighted)
+        x = torch.cat([states[source] for source in term.sources], dim=1)
+        for position, (op, target) in enumerate(zip(term.ops, term.targets, strict=True)):
+            value = op(x)
+            if term.weighted and scale is not None:
                 value = scale[start + position] * value
-            total = states[len(given) + edge]
-            states[len(given) + edge] = value if total is None else total + value
+            states[target] = value if states[target] is None else states[target] + value
     return states[len(given) :]
 
 
@@ -189,8 +196,11 @@ def test_sums_that_further_operations_read(path, stride, outputs):
             tensor.requires_grad_(any(tensor is own for own in wanted))
         results = []
         for compute, own in ((Graph(terms, 2, 5), terms), (None, twins)):
-            arguments = given, [None if t is None else t.clone() for t in before], scale
-            sums = compute(*arguments) if compute else sums_by_definition(own, *arguments)
+            copies = [None if t is None else t.clone() for t in before]
+            if compute:
+                sums = compute(given, scale, copies)
+            else:
+                sums = sums_by_definition(own, given, copies, scale)
             torch.manual_seed(1)
             loss = sum((sums[i] * torch.randn(sums[i].shape)).sum() for i in outputs)
             weights = [w for term in own for op in term.ops for w in op.parameters()]
@@ -203,16 +213,56 @@ def test_sums_that_further_operations_read(path, stride, outputs):
                 assert actual.abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("outputs", [(5, 6, 7), (7,), (3, 4)])
+def test_operations_that_read_several_states(path, outputs, affine, mode):
+    """As between cells: the channels of several states, which others read as well."""
+
+    def term(op, target, *sources):
+        return Term([prepared(op.double(), mode)], (target,), sources, weighted=False)
+
+    terms = [
+        term(Norm(6, affine=affine), 1, 0),
+        term(ConvNorm(6, 4, affine), 2, 1),
+        term(build("max_pool_3x3", 4, 1, affine), 3, 2),
+        term(nn.Identity(), 3, 2),
+        term(Zero(1), 4, 2),
+        Term(
+            [prepared(ConvNorm(12, 5, affine).double(), mode) for _ in range(2)], (5, 6), (2, 3, 4)
+        ),
+        term(FactorizedReduce(8, 3, affine), 7, 3, 2),
+        term(build("sep_conv_3x3", 4, 1, affine), 4, 3),
+    ]
+    twins = copy.deepcopy(terms)
+    x = images(6, (7, 5))
+    results = []
+    for compute, own in ((Graph(terms, 1, 7), terms), (None, twins)):
+        sums = compute([x]) if compute else sums_by_definition(own, [x], [None] * 7, None)
+        torch.manual_seed(1)
+        loss = sum((sums[i - 1] * torch.randn(sums[i - 1].shape)).sum() for i in outputs)
+        weights = [w for term in own for op in term.ops for w in op.parameters()]
+        found = torch.autograd.grad(loss, [x, *weights], allow_unused=True)
+        buffers = [b.double() for term in own for op in term.ops for b in op.buffers()]
+        gradients = [torch.zeros(1) if gradient is None else gradient for gradient in found]
+        results.append([*sums, *buffers, *gradients])
+    for actual, expected in zip(*results, strict=True):
+        if expected.abs().max() > 1e-9:
+            assert_same(actual, expected)
+        else:
+            assert actual.abs().max() < 1e-9
+
+
 def test_a_graph_follows_its_operations(path):
     """What it plans once must not outlive a change of mode, of weights, or a copy."""
     terms = graph_terms(1)
     graph = Graph(terms, 2, 5)
-    arguments = [images(6, (5, 4)), images(4, (5, 4))], [None] * 3 + [images(4, (5, 4))] + [None]
-    scale = torch.randn(7).double()
+    given, scale = [images(6, (5, 4)), images(4, (5, 4))], torch.randn(7).double()
+    before = [None, None, None, images(4, (5, 4)), None]
 
     def check(graph):
-        expected = sums_by_definition(copy.deepcopy(graph.terms), *arguments, scale)
-        for actual, own in zip(graph(*arguments, scale), expected, strict=True):
+        expected = sums_by_definition(copy.deepcopy(graph.terms), given, before, scale)
+        for actual, own in zip(graph(given, scale, before), expected, strict=True):
             assert_same(actual, own)
 
     check(graph)
@@ -231,14 +281,14 @@ def test_a_graph_follows_its_operations(path):
 @pytest.mark.parametrize("name", ["sep_conv_5x5", "dil_conv_3x3", "max_pool_3x3"])
 def test_bands_of_a_large_image_meet(name, stride):
     """A band has half a megabyte: these images have several."""
-    terms = [Term(operations(name, 2, 8, stride), (0, 1))]
+    terms = [leaving(operations(name, 2, 8, stride))]
     assert_as_defined([None, None], images(8, (151, 67), n=2), terms)
 
 
 @compiled
 @pytest.mark.parametrize("name", REAL)
 def test_single_precision(name):
-    terms = [Term(operations(name, 3, 16, dtype=torch.float32), (0, 1, 2))]
+    terms = [leaving(operations(name, 3, 16, dtype=torch.float32))]
     x = images(16, (16, 16), dtype=torch.float32)
     assert_as_defined([None] * 3, x, terms, tolerance=2e-5)
 
@@ -247,7 +297,7 @@ def test_single_precision(name):
 def test_only_the_gradients_that_are_needed():
     ops = operations("sep_conv_3x3", 2, 4, mode="frozen")
     x, scale = images(4, (6, 5)), torch.randn(2).double().requires_grad_()
-    terms = [Term(ops, (0, 1)), Term(operations("avg_pool_3x3", 2, 4, mode="frozen"), (0, 1))]
+    terms = [leaving(ops), leaving(operations("avg_pool_3x3", 2, 4, mode="frozen"))]
     scales = [scale, torch.ones(2).double()]
     everything = [x, *(weight for op in ops for weight in op.parameters()), scale]
     for wanted in ([x], [scale], [ops[1].first.depthwise.weight], [ops[0].second.pointwise.weight]):
@@ -264,13 +314,13 @@ def test_only_the_gradients_that_are_needed():
 def test_contiguous_images_are_accepted():
     x = images(4, (6, 5)).detach().contiguous().requires_grad_()
     sums = [torch.randn(3, 4, 6, 5).double().requires_grad_()]
-    assert_as_defined(sums, x, [Term(operations("sep_conv_3x3", 1, 4), (0,))])
+    assert_as_defined(sums, x, [leaving(operations("sep_conv_3x3", 1, 4))])
 
 
 def test_gradients_of_gradients(path):
     """The compiled ones have none, and say so."""
     x = images(2, (3, 4))
-    (y,) = add_mixed([None], x, [Term(operations("dil_conv_3x3", 1, 2), (0,))])
+    (y,) = add_mixed([None], x, [leaving(operations("dil_conv_3x3", 1, 2))])
     (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     if path == "composed":
         assert torch.autograd.grad(gradient.square().sum(), x)[0].any()
@@ -280,19 +330,19 @@ def test_gradients_of_gradients(path):
 
 
 def test_a_scale_of_affine_norms_is_refused(path):
-    terms = [Term(operations("sep_conv_3x3", 1, 2, affine=True), (0,))]
+    terms = [leaving(operations("sep_conv_3x3", 1, 2, affine=True))]
     with pytest.raises(ValueError, match="affine"):
         add_mixed([None], images(2, (3, 4)), terms, [torch.ones(1).double()])
 
 
 def test_a_weight_for_each_edge(path):
-    terms = [Term(operations("skip_connect", 2, 2), (0, 1))]
+    terms = [leaving(operations("skip_connect", 2, 2))]
     with pytest.raises((ValueError, RuntimeError), match=r"split|weights"):
-        Graph(terms, 1, 2)([images(2, (3, 4))], [None, None], torch.ones(1).double())
+        Graph(terms, 1, 2)([images(2, (3, 4))], torch.ones(1).double())
 
 
 def test_tensors_of_several_types_are_refused(path):
-    terms = [Term(operations("sep_conv_3x3", 1, 2), (0,))]
+    terms = [leaving(operations("sep_conv_3x3", 1, 2))]
     with pytest.raises((TypeError, RuntimeError), match="type"):
         add_mixed([None], images(2, (3, 4), dtype=torch.float32), terms)
 
@@ -311,7 +361,7 @@ def test_projections_to_other_channels(path, read, channels, kind, affine, mode)
     for count in (1, 2):
         ops = [prepared(kind(read, channels, affine).double(), mode) for _ in range(count)]
         x = images(read, (7, 9))
-        assert_as_defined([None] * count, x, [Term(ops, tuple(range(count)))])
+        assert_as_defined([None] * count, x, [leaving(ops)])
 
 
 @compiled
@@ -323,7 +373,7 @@ def test_projections_find_only_what_is_needed(kind):
     for wanted, frozen in ((x, first), (first, x)):
         wanted.requires_grad_(True)
         frozen.requires_grad_(False)
-        results = [f([None], x, [Term(ops, (0,))])[0] for f in (add_mixed, one_by_one)]
+        results = [f([None], x, [leaving(ops)])[0] for f in (add_mixed, one_by_one)]
         direction = torch.randn(results[0].shape)
         assert_same(*(torch.autograd.grad((y * direction).sum(), wanted)[0] for y in results))
 
@@ -332,14 +382,14 @@ def test_the_first_of_equal_values_is_the_largest(path):
     """As PyTorch has it, whose gradients of images with flat areas must be ours."""
     x = torch.ones(1, 1, 4, 4).double().requires_grad_()
     pool = operations("max_pool_3x3", 1, 1, mode="eval")
-    (y,) = add_mixed([None], x, [Term(pool, (0,))])
+    (y,) = add_mixed([None], x, [leaving(pool)])
     expected = torch.tensor([[4.0, 2, 2, 0], [2, 1, 1, 0], [2, 1, 1, 0], [0, 0, 0, 0]])
     (gradient,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(gradient[0, 0], expected / (1 + 1e-5) ** 0.5, check_dtype=False)
 
 
 def test_a_single_value_has_no_variance(path):
-    terms = [Term(operations("dil_conv_3x3", 1, 3), (0,))]
+    terms = [leaving(operations("dil_conv_3x3", 1, 3))]
     with pytest.raises(ValueError, match=r"more than (one|1) value"):
         add_mixed([None], images(3, (1, 1), n=1), terms)
 
@@ -354,7 +404,7 @@ def test_moments_far_from_zero_keep_their_digits(name):
         nn.init.dirac_(op.depthwise.weight, groups=5)
         nn.init.dirac_(op.pointwise.weight)
     x = torch.randn(8, 5, 40, 40) + 1000
-    add_mixed([None], x, [Term([op], (0,))])
+    add_mixed([None], x, [leaving([op])])
     value = (op.pool(x) if name == "max_pool_3x3" else x).double()
     var, mean = torch.var_mean(value, dim=(0, 2, 3))
     torch.testing.assert_close(op.norm.running_mean.double(), mean, rtol=1e-6, atol=0)
@@ -367,7 +417,7 @@ def test_a_broken_number_is_not_hidden(name):
     """A search stops at a loss that is not finite, so every operation must let NaN pass."""
     x = images(4, (8, 8)).detach()
     x[0, 0, 4, 4] = torch.nan
-    terms = [Term(operations(name, 1, 4, mode="eval"), (0,))]
+    terms = [leaving(operations(name, 1, 4, mode="eval"))]
     (actual,), (expected,) = (f([None], x, terms) for f in (add_mixed, one_by_one))
     assert expected[0].isnan().any()
     assert torch.equal(actual.isnan(), expected.isnan())
@@ -377,7 +427,7 @@ def test_a_broken_number_is_not_hidden(name):
 def test_the_number_of_threads_changes_nothing():
     before, results = torch.get_num_threads(), []
     x = images(8, (16, 16), n=5)
-    terms = [Term(operations(name, 2, 8, mode="frozen"), (0, 1)) for name in REAL]
+    terms = [leaving(operations(name, 2, 8, mode="frozen")) for name in REAL]
     inputs = [x, *(weight for term in terms for op in term.ops for weight in op.parameters())]
     try:
         for threads in (1, 3):
@@ -405,7 +455,7 @@ def test_mixed_precision_is_composed(monkeypatch):
     monkeypatch.setattr(fused, "mix", None)
     ops = operations("dil_conv_3x3", 1, 4, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        (y,) = add_mixed([None], images(4, (4, 4), dtype=torch.float32), [Term(ops, (0,))])
+        (y,) = add_mixed([None], images(4, (4, 4), dtype=torch.float32), [leaving(ops)])
     assert y.dtype == torch.bfloat16
 
 
@@ -457,7 +507,7 @@ def test_without_kernels(fresh, monkeypatch, caplog, variables, says):
     with caplog.at_level(logging.WARNING):
         assert kernels.library() is None
     assert ("g++" in caplog.text) is says
-    terms = [Term(operations("sep_conv_3x3", 2, 4), (0, 1))]
+    terms = [leaving(operations("sep_conv_3x3", 2, 4))]
     assert_as_defined([None, None], images(4, (6, 5)), terms)
 
 

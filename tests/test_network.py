@@ -74,6 +74,8 @@ def _seed():
 class PlainNetwork(Network):
     """Each cell as it is defined, one operation at a time."""
 
+    cell_by_cell = True
+
     def run_cell(self, cell, s0, s1, weights):
         return cell.forward_by_definition(s0, s1, weights)
 

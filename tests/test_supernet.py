@@ -172,19 +172,17 @@ def test_reduction_positions(num_cells, positions):
 @pytest.mark.parametrize("num_cells", [3, 5])
 def test_channels_double_and_size_halves_at_reductions(num_cells):
     supernet = Supernet(4, num_cells, in_channels=1, stem_multiplier=2)
-    shapes = []
-    for cell in supernet.cells:
-        cell.register_forward_hook(lambda _module, _inputs, output: shapes.append(output.shape))
-    stem = []
-    supernet.stem.register_forward_hook(lambda _module, _inputs, out: stem.append(out.shape))
-    features = supernet(torch.randn(2, 1, 13, 13))
+    x, weights = torch.randn(2, 1, 13, 13), supernet.architecture()
+    shapes = [
+        (sum(part.shape[1] for part in parts), *parts[0].shape[2:])
+        for parts in supernet.outputs(x, weights)
+    ]
     # Nodes of 4, 8 and 16 channels, four to a cell.
     expected = {"3": [(16, 13), (32, 7), (64, 4)]}
     expected["5"] = [(16, 13), (32, 7), (32, 7), (64, 4), (64, 4)]
-    assert stem == [(2, 8, 13, 13)]
-    assert [(s[1], s[2]) for s in shapes] == expected[str(num_cells)]
-    assert all(s[2] == s[3] for s in shapes)
-    assert features.shape == (2, 64) == (2, supernet.out_features)
+    assert shapes[:2] == [(8, 13, 13)] * 2
+    assert shapes[2:] == [(channels, size, size) for channels, size in expected[str(num_cells)]]
+    assert supernet(x).shape == (2, 64) == (2, supernet.out_features)
 
 
 # Supernet

@@ -24,11 +24,14 @@ FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 NAMES = {torch.float32: "float", torch.float64: "double"}
 
 
+Long = ctypes.c_long
+
+
 class Shape(ctypes.Structure):
     """Sizes of convolutions or a pooling, as `Shape` of kernels.cpp."""
 
     _fields_ = [
-        (name, ctypes.c_long)
+        (name, Long)
         for name in (
             *("n", "image_height", "image_width", "height", "width", "step"),
             *("channels", "operations", "shared", "kernel", "stride", "dilation"),
@@ -42,7 +45,17 @@ class Term(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("x", "mean", "var", "weight", "bias", "scale")),
         ("eps", ctypes.c_double),
-        *((name, ctypes.c_long) for name in ("fixed", "width", "sum", "slot")),
+        *((name, Long) for name in ("fixed", "width", "sum", "place", "slot")),
+    ]
+
+
+class Record(ctypes.Structure):
+    """`Record` of kernels.cpp."""
+
+    _fields_ = [
+        ("momentum", ctypes.c_double),
+        *((n, ctypes.c_void_p) for n in ("running_mean", "running_var", "mean", "var")),
+        *((name, Long) for name in ("channels", "pixels")),
     ]
 
 
@@ -114,21 +127,24 @@ def call(function: str, dtype: torch.dtype, *arguments) -> None:
         arguments: numbers, structures, tensors (dense, in the layout that the function expects),
             sequences of those, and None for what it shall not read or write.
     """
-    _function(f"{function}_{NAMES[dtype]}", *(type(a) is float for a in arguments))(
-        *map(_converted, arguments)
-    )
+    found = _function(function, dtype)
+    if found.argtypes is None:
+        # Addresses and `long` are passed alike.
+        kinds = {float: ctypes.c_double}
+        found.argtypes = [kinds.get(type(argument), ctypes.c_void_p) for argument in arguments]
+    found(*map(_converted, arguments))
 
 
 @cache
-def _function(name: str, *floating: bool) -> Callable:
-    found = library()[name]
-    # Addresses and `long` are passed alike.
-    found.argtypes = [ctypes.c_double if real else ctypes.c_void_p for real in floating]
+def _function(name: str, dtype: torch.dtype) -> Callable:
+    found = library()[f"{name}_{NAMES[dtype]}"]
     found.restype = None
     return found
 
 
 def _converted(argument):
+    if argument is None or type(argument) is int:
+        return argument
     if isinstance(argument, Tensor):
         return argument.data_ptr()
     if isinstance(argument, list | tuple):

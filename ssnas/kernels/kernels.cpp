@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <omp.h>
 #include <vector>
 
@@ -535,7 +536,7 @@ void forward(const Shape &s, const Input<T> &input, const T *const *wd, const T 
 template <class T, int K>
 void backward(const Shape &s, const Input<T> &input, const T *mean, const T *const *wd,
               const T *const *wp, const Gradient<T> &given, T *gx, bool adds, double *gx_sums,
-              T *gwd, T *gwp) {
+              T *const *gwd, T *const *gwp) {
   const Kernels<T> kernels(s, wd, wp);
   const long lanes = kernels.lanes, taps = kernels.taps, reach = s.reach();
   const long rows = s.out(s.height), cols = s.out(s.width);
@@ -678,9 +679,9 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
   for (long e = 0; e < s.operations; e++)
     for (long c = 0; c < s.channels; c++) {
       for (long t = 0; t < taps; t++)
-        gwd[(e * s.channels + c) * taps + t] = sum[(e * taps + t) * lanes + c];
+        gwd[e][c * taps + t] = sum[(e * taps + t) * lanes + c];
       for (long i = 0; i < s.channels; i++)
-        gwp[(e * s.channels + c) * s.channels + i] = sum[d + (e * s.channels + i) * lanes + c];
+        gwp[e][c * s.channels + i] = sum[d + (e * s.channels + i) * lanes + c];
     }
 }
 
@@ -712,6 +713,19 @@ template <class T, class Visit> void by_window(const Shape &s, Visit visit) {
       }
 }
 
+// Mean and biased variance of each channel, one after the other.
+template <class T> void find_moments(long rows, long channels, const T *x, T *moments) {
+  Sums<double> sums(2 * channels);
+  by_block(rows, [&](long first, long last) {
+    Moments<T> own{sums.own(), sums.own() + channels};
+    by_channel<T>(channels, [&]<long N>(long c) {
+      own.template add<N>(x + first * channels + c, channels, last - first, c);
+    });
+  });
+  double *total = sums.total();
+  Moments<T>{total, total + channels}.write(channels, rows, moments, moments + channels);
+}
+
 // 3×3 pooling: the largest value, or the mean of those within the image; and mean and biased
 // variance of each channel of the result, one after the other, unless null.
 template <class T> void pool(const Shape &s, long largest, const T *x, T *y, T *of_y) {
@@ -727,17 +741,7 @@ template <class T> void pool(const Shape &s, long largest, const T *x, T *y, T *
       }
     as<N>(y + to) = largest ? value : sum / T(height * width);
   });
-  if (!of_y) return;
-  const long rows = s.n * s.out(s.height) * s.out(s.width);
-  Sums<double> sums(2 * s.channels);
-  by_block(rows, [&](long first, long last) {
-    Moments<T> own{sums.own(), sums.own() + s.channels};
-    by_channel<T>(s.channels, [&]<long N>(long c) {
-      own.template add<N>(y + first * s.channels + c, s.channels, last - first, c);
-    });
-  });
-  double *total = sums.total();
-  Moments<T>{total, total + s.channels}.write(s.channels, rows, of_y, of_y + s.channels);
+  if (of_y) find_moments(s.n * s.out(s.height) * s.out(s.width), s.channels, y, of_y);
 }
 
 // Adds to gx the gradient for x; of equal values the first is the largest.
@@ -762,12 +766,34 @@ void pool_backward(const Shape &s, long largest, const T *x, const T *y, const T
   });
 }
 
+// Running statistics of a batch norm, and the moments of a batch of so many pixels.
+template <class T> struct Record {
+  double momentum;
+  T *running_mean, *running_var;
+  const T *mean, *var;
+  long channels, pixels;
+};
+
+// running += momentum · (found − running), of mean and unbiased variance.
+template <class T> void record(const Record<T> *records, long count) {
+  for (long i = 0; i < count; i++) {
+    const Record<T> &r = records[i];
+    const double unbiased = double(r.pixels) / (r.pixels - 1);
+    for (long c = 0; c < r.channels; c++) {
+      r.running_mean[c] += T(r.momentum * (r.mean[c] - r.running_mean[c]));
+      r.running_var[c] += T(r.momentum * (unbiased * r.var[c] - r.running_var[c]));
+    }
+  }
+}
+
 // Of a sum: a result x, every `width` values a pixel, and the batch norm behind it.
 template <class T> struct Term {
   const T *x, *mean, *var, *weight, *bias, *scale;
   double eps;
   long fixed, width, sum; // which sum it is a term of
-  long slot; // the first term that has the same x
+  // Of what `Norm::differentiate` finds, the first channel of its own, and of what all terms with
+  // the same x share.
+  long place, slot;
 
   Norm<T> norm() const { return {mean, var, eps, weight, bias, scale, fixed}; }
 };
@@ -821,11 +847,11 @@ void mix(const Term<T> *terms, long count, long sum, long channels, long rows, c
 }
 
 // Of the terms of a sum what `Norm::differentiate` finds, for the gradient g given for the sum.
-// factors: factor, slope and offset of every term, the latter two where its slot says, to which
-// they are added.
+// factors: factor, slope and offset of all channels of all terms, each `distance` after the one
+// before; to the latter two is added. of_scale: of every term, Σ_c of_weight.
 template <class T>
 void mix_backward(const Term<T> *terms, long count, long sum, long channels, long rows, const T *g,
-                  T *factors, T *of_weight, T *of_bias) {
+                  T *factors, long distance, T *of_weight, T *of_bias, T *of_scale) {
   const auto own = terms_of(terms, count, sum);
   const long wide = own.size() * channels;
   Sums<double> all(2 * wide);
@@ -848,10 +874,11 @@ void mix_backward(const Term<T> *terms, long count, long sum, long channels, lon
   });
   const double *sums = all.total();
   for (long i : own) {
-    T *slope = factors + (count + terms[i].slot) * channels;
-    terms[i].norm().differentiate(channels, rows, sums, sums + wide, factors + i * channels, slope,
-                                  slope + count * channels, of_weight + i * channels,
-                                  of_bias + i * channels);
+    const long place = terms[i].place;
+    T *slope = factors + distance + terms[i].slot;
+    terms[i].norm().differentiate(channels, rows, sums, sums + wide, factors + place, slope,
+                                  slope + distance, of_weight + place, of_bias + place);
+    of_scale[i] = std::accumulate(of_weight + place, of_weight + place + channels, T(0));
     sums += channels;
   }
 }
@@ -878,14 +905,17 @@ void norm_backward(long rows, long edges, long channels, const Gradient<T> &give
   });
 }
 
-// E pointwise convolutions of relu(x): at stride 1 of all pixels. At stride 2 the first half of the
+// E pointwise convolutions of relu(x), whose channels are those of `sources` tensors, one after the
+// other: at stride 1 of all pixels. At stride 2 the first half of the
 // channels of each comes from the even pixels, the other from those diagonally after them, zeros
 // beyond the border: two grids, each with its own half of the weights, (channels, 2 C), of which
 // the others are not read.
 struct Projection {
-  const Shape &s;
+  const Shape &s; // channels: of one source
+  long sources;
   long channels; // of the result
 
+  long read() const { return sources * s.channels; }
   long rows() const { return s.n * s.out(s.height) * s.out(s.width); }
   long of_each() const { return channels / s.operations; }
   long first(long grid) const { return grid * (of_each() / 2); }
@@ -900,37 +930,72 @@ struct Projection {
         visit(e * of_each() + first(grid) + c, e * count(grid) + c);
   }
   const auto *weights(const auto *weight, long channel, long grid) const {
-    return weight + (channel * s.stride + grid) * s.channels;
+    return weight + (channel * s.stride + grid) * read();
   }
-  // Where in x the pixel begins that row r of the result reads with offset (down, right), or −1.
-  long at(long r, long down, long right) const {
-    if (s.stride == 1) return r * s.channels;
+  // The pixel of x that row r of the result reads with offset (down, right), or −1.
+  long pixel(long r, long down, long right) const {
+    if (s.stride == 1) return r;
     const long cols = s.out(s.width), lines = s.out(s.height);
     const long y = r / cols % lines * 2 + down, x = r % cols * 2 + right;
-    if (y >= s.height || x >= s.width) return -1;
-    return ((r / (cols * lines) * s.height + y) * s.width + x) * s.channels;
-  }
-  // to[r][·] = relu(x) of what rows [first, last) read of a grid, `lanes` values each.
-  template <class T>
-  void rectify(T *to, long lanes, const T *x, long first, long last, long grid) const {
-    for (long r = first; r < last; r++, to += lanes) {
-      const long from = at(r, grid, grid), next = at(r + last - first, grid, grid);
-      if (next >= 0) fetch(x + next, s.channels);
-      by_channel<T>(s.channels, [&]<long N>(long c) {
-        const P<T, N> value = from < 0 ? P<T, N>{} : as<N>(x + from + c);
-        as<N>(to + c) = value < 0 ? P<T, N>{} : value;
-      });
-    }
+    return y < s.height && x < s.width ? (r / (cols * lines) * s.height + y) * s.width + x : -1;
   }
 };
 
 // Rows that are worked on together.
-constexpr long PIXELS = 64;
+constexpr long PIXELS = 128;
+
+// The pixels of x that some rows of the result read with an offset, and their rectified channels.
+template <class T> struct Block {
+  const Projection &p;
+  T *input; // `lanes` values of each
+  const long lanes;
+  long count = 0, pixels[PIXELS] = {};
+
+  void find(long *to, long first, long last, long down, long right) {
+    for (long r = first; r < last; r++) to[r - first] = p.pixel(r, down, right);
+  }
+  void rectify(const T *const *x, long first, long last, long grid) {
+    find(pixels, first, last, grid, grid);
+    count = last - first;
+    const long channels = p.s.channels, ahead = PIXELS * p.s.stride * p.s.stride * channels;
+    for (long i = 0; i < p.sources; i++)
+      by_channel<T>(channels, [&]<long N>(long c) {
+        T *to = input + i * channels + c;
+        for (long r = 0; r < count; r++) {
+          const T *from = x[i] + pixels[r] * channels + c;
+          fetch(from + ahead, 1);
+          const P<T, N> value = pixels[r] < 0 ? P<T, N>{} : as<N>(from);
+          as<N>(to + r * lanes) = value < 0 ? P<T, N>{} : value;
+        }
+      });
+  }
+  // Writes, or adds, to gx, where x > 0, what is given for each pixel; writes zeros elsewhere.
+  void spread(const T *given, T *gx, bool adds, long source, long first, long last, long grid) {
+    const long channels = p.s.channels, ahead = PIXELS * p.s.stride * p.s.stride * channels;
+    if (p.s.stride == 2 && !adds) {
+      long others[PIXELS];
+      find(others, first, last, grid, 1 - grid);
+      for (long r = 0; r < count; r++)
+        if (others[r] >= 0) std::fill_n(gx + others[r] * channels, channels, T(0));
+    }
+    by_channel<T>(channels, [&]<long N>(long c) {
+      const long start = source * channels + c;
+      for (long r = 0; r < count; r++) {
+        if (pixels[r] < 0) continue;
+        T *to = gx + pixels[r] * channels + c;
+        fetch<true>(to + ahead, 1);
+        const P<T, N> own = as<N>(given + r * lanes + start);
+        const P<T, N> value = as<N>(input + r * lanes + start) <= 0 ? P<T, N>{} : own;
+        as<N>(to) = adds ? as<N>(to) + value : value;
+      }
+    });
+  }
+};
 
 // y, and the mean and biased variance of each of its channels, one after the other, unless null.
 template <class T>
-void project(const Projection &p, const T *x, const T *weight, T *y, T *of_y) {
-  const long rows = p.rows(), read = p.s.channels, channels = p.channels;
+void project(const Projection &p, const T *const *x, const T *weight, T *y, T *of_y) {
+  const long rows = p.rows(), read = p.read(), channels = p.channels;
   const long lanes = padded(channels, LANES<T>), inner = padded(read, LANES<T>);
   static thread_local Scratch<T> memory;
   T *matrices = memory.get(p.s.stride * read * lanes);
@@ -943,12 +1008,13 @@ void project(const Projection &p, const T *x, const T *weight, T *y, T *of_y) {
   Sums<double> sums(2 * channels);
   by_block<PIXELS>(rows, [&](long first, long last) {
     static thread_local Scratch<T> own_memory;
-    T *input = own_memory.get(PIXELS * (inner + lanes)), *result = input + PIXELS * inner;
+    Block<T> block{p, own_memory.get(PIXELS * (inner + lanes)), inner};
+    T *result = block.input + PIXELS * inner;
     Moments<T> own{sums.own(), sums.own() + channels};
     for (long g = 0; g < p.s.stride; g++) {
       const long own_lanes = padded(p.written(g), LANES<T>);
-      p.rectify(input, inner, x, first, last, g);
-      pointwise_row(result, own_lanes, input, inner, matrices + g * read * lanes, last - first,
+      block.rectify(x, first, last, g);
+      pointwise_row(result, own_lanes, block.input, inner, matrices + g * read * lanes, last - first,
                     read, own_lanes);
       for (long e = 0; e < p.s.operations; e++)
         by_channel<T>(p.count(g), [&]<long N>(long c) {
@@ -965,12 +1031,13 @@ void project(const Projection &p, const T *x, const T *weight, T *y, T *of_y) {
   Moments<T>{total, total + channels}.write(channels, rows, of_y, of_y + channels);
 }
 
-// Gradients for x, which are written or added, and for the weight: those that are not null.
+// Gradients for the tensors that x consists of, which are written or added, and for the weight:
+// those that are not null.
 template <class T>
-void project_backward(const Projection &p, const T *x, const T *weight, const Gradient<T> &given,
-                      T *gx, long adds, T *gweight) {
+void project_backward(const Projection &p, const T *const *x, const T *weight,
+                      const Gradient<T> &given, T *const *gx, const long *adds, T *gweight) {
   const Shape &s = p.s;
-  const long read = s.channels, channels = p.channels;
+  const long read = p.read(), channels = p.channels;
   const long lanes = padded(channels, LANES<T>), inner = padded(read, LANES<T>);
   static thread_local Scratch<T> memory;
   T *matrices = memory.get(s.stride * channels * inner);
@@ -982,31 +1049,22 @@ void project_backward(const Projection &p, const T *x, const T *weight, const Gr
   Sums<T> sums(s.stride * channels * inner);
   by_block<PIXELS>(p.rows(), [&](long first, long last) {
     static thread_local Scratch<T> own_memory;
-    T *input = own_memory.get(PIXELS * (2 * inner + lanes)), *spread = input + PIXELS * inner;
-    T *gradient = spread + PIXELS * inner;
+    Block<T> block{p, own_memory.get(PIXELS * (2 * inner + lanes)), inner};
+    T *spread = block.input + PIXELS * inner, *gradient = spread + PIXELS * inner;
     for (long g = 0; g < s.stride; g++) {
       const long written = p.written(g), own_lanes = padded(written, LANES<T>);
       for (long e = 0; e < s.operations; e++)
         given.copy(gradient + e * p.count(g), own_lanes, first, last - first, e,
                    e * p.of_each() + p.first(g), p.first(g), p.count(g));
-      p.rectify(input, inner, x, first, last, g);
+      block.rectify(x, first, last, g);
       if (gweight)
-        add_outer(sums.own() + g * channels * inner, gradient, own_lanes, input, last - first,
+        add_outer(sums.own() + g * channels * inner, gradient, own_lanes, block.input, last - first,
                   written, inner);
-      if (!gx) continue;
+      if (std::none_of(gx, gx + p.sources, [](T *own) { return own; })) continue;
       pointwise_row(spread, inner, gradient, own_lanes, matrices + g * channels * inner,
                     last - first, written, inner);
-      for (long r = first; r < last; r++) {
-        const long to = p.at(r, g, g), other = s.stride == 1 || adds ? -1 : p.at(r, g, 1 - g);
-        const T *own = spread + (r - first) * inner, *before = input + (r - first) * inner;
-        if (other >= 0) std::fill_n(gx + other, read, T(0));
-        if (to < 0) continue;
-        by_channel<T>(read, [&]<long N>(long c) {
-          fetch<true>(gx + to + c + PIXELS * read, 1);
-          const P<T, N> value = as<N>(before + c) <= 0 ? P<T, N>{} : as<N>(own + c);
-          as<N>(gx + to + c) = adds ? as<N>(gx + to + c) + value : value;
-        });
-      }
+      for (long i = 0; i < p.sources; i++)
+        if (gx[i]) block.spread(spread, gx[i], adds[i], i, first, last, g);
     }
   });
   if (!gweight) return;
@@ -1034,7 +1092,7 @@ void project_backward(const Projection &p, const T *x, const T *weight, const Gr
                                double eps, const T *weight, const T *bias, const T *const *wd,     \
                                const T *const *wp, const T *const *g, long stride, const T *y,     \
                                const T *factors, long distance, T *gx, long adds, long fixed,      \
-                               T *slopes, T *of_weight, T *of_bias, T *gwd, T *gwp) {              \
+                               T *found, T *const *gwd, T *const *gwp) {                           \
     const T *var = mean ? mean + s->read() : nullptr;                                              \
     const Norm<T> norm{mean, var, eps, weight, bias, nullptr, fixed};                              \
     const Input<T> input(x, *s, norm);                                                             \
@@ -1045,20 +1103,21 @@ void project_backward(const Projection &p, const T *x, const T *weight, const Gr
         ? backward<T, 3>(*s, input, mean, wd, wp, given, gx, adds, sums.data(), gwd, gwp)          \
         : backward<T, 5>(*s, input, mean, wd, wp, given, gx, adds, sums.data(), gwd, gwp);         \
     if (!mean) return;                                                                             \
-    std::fill_n(slopes, 3 * width, T(0));                                                          \
+    std::fill_n(found, 3 * width, T(0));                                                           \
     norm.differentiate(width, s->n * s->height * s->width, sums.data(), sums.data() + width,       \
-                       slopes, slopes + width, slopes + 2 * width, of_weight, of_bias);            \
+                       found, found + width, found + 2 * width, found + 3 * width,                 \
+                       found + 4 * width);                                                         \
   }                                                                                                \
-  extern "C" void project_##T(const Shape *s, long channels, const T *x, const T *weight, T *y,    \
-                              T *moments) {                                                        \
-    project(Projection{*s, channels}, x, weight, y, moments);                                      \
+  extern "C" void project_##T(const Shape *s, long sources, long channels, const T *const *x,      \
+                              const T *weight, T *y, T *moments) {                                 \
+    project(Projection{*s, sources, channels}, x, weight, y, moments);                             \
   }                                                                                                \
-  extern "C" void project_backward_##T(const Shape *s, long channels, const T *x, const T *weight, \
-                                       const T *const *g, long stride, const T *y,                 \
-                                       const T *factors, long distance, T *gx, long adds,          \
-                                       T *gweight) {                                               \
+  extern "C" void project_backward_##T(const Shape *s, long sources, long channels,                \
+                                       const T *const *x, const T *weight, const T *const *g,      \
+                                       long stride, const T *y, const T *factors, long distance,   \
+                                       T *const *gx, const long *adds, T *gweight) {               \
     const Gradient<T> given{g, stride, y, factors, distance, channels};                            \
-    project_backward(Projection{*s, channels}, x, weight, given, gx, adds, gweight);               \
+    project_backward(Projection{*s, sources, channels}, x, weight, given, gx, adds, gweight);      \
   }                                                                                                \
   extern "C" void pool_##T(const Shape *s, long largest, const T *x, T *y, T *moments) {           \
     pool(*s, largest, x, y, moments);                                                              \
@@ -1066,6 +1125,10 @@ void project_backward(const Projection &p, const T *x, const T *weight, const Gr
   extern "C" void pool_backward_##T(const Shape *s, long largest, const T *x, const T *y,          \
                                     const T *g, T *gx) {                                           \
     pool_backward(*s, largest, x, y, g, gx);                                                       \
+  }                                                                                                \
+  extern "C" void record_##T(const Record<T> *records, long count) { record(records, count); }     \
+  extern "C" void moments_##T(long rows, long channels, const T *x, T *moments) {                  \
+    find_moments(rows, channels, x, moments);                                                      \
   }                                                                                                \
   extern "C" void norm_backward_##T(long rows, long width, long edges, long channels,              \
                                     const T *const *g, long stride, const T *y, const T *factors,  \
@@ -1078,8 +1141,10 @@ void project_backward(const Projection &p, const T *x, const T *weight, const Gr
     mix(terms, count, sum, channels, rows, from, to);                                              \
   }                                                                                                \
   extern "C" void mix_backward_##T(const Term<T> *terms, long count, long sum, long channels,      \
-                                   long rows, const T *g, T *factors, T *of_weight, T *of_bias) {  \
-    mix_backward(terms, count, sum, channels, rows, g, factors, of_weight, of_bias);               \
+                                   long rows, const T *g, T *factors, long distance,               \
+                                   T *of_weight, T *of_bias, T *of_scale) {                        \
+    mix_backward(terms, count, sum, channels, rows, g, factors, distance, of_weight, of_bias,      \
+                 of_scale);                                                                        \
   }
 
 EXPORT(float)
