@@ -25,9 +25,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ssnas import kernels
+from ssnas.memory import Memory
 from ssnas.norms import affine_of, check_scale
 from ssnas.operations import ConvNorm, DepthwiseSeparable, FactorizedReduce, Pool, Zero
 from ssnas.terms import Term
+
+_memory = Memory()
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -41,11 +44,11 @@ def _pixels(x: Tensor) -> int:
 def _result(x: Tensor, channels: int, stride: int = 1) -> Tensor:
     n, _, height, width = x.shape
     size = (n, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
-    return torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    return _memory.empty(size, x.dtype)
 
 
 def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.channels_last)
+    return _memory.empty(x.shape, x.dtype)
 
 
 @cache

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ssnas import fused, kernels
+from ssnas.memory import Memory
 from ssnas.mixed import Graph, Source
 from ssnas.norms import Norm, joined
 from ssnas.operations import ConvNorm, FactorizedReduce, Zero, build
@@ -448,6 +449,21 @@ def test_one_relu_serves_all_readers():
     assert torch.equal(source.rectified(3), torch.cat([source.x.relu()] * 3, dim=1))
     blocks = Source(torch.randn(1, 4, 3, 3), blocks=2)
     assert torch.equal(blocks.rectified(2), blocks.x.relu())
+
+
+@compiled
+def test_without_gradients_results_are_not_kept(monkeypatch):
+    x = images(8, (32, 32), n=8)
+    terms = [Term(operations("sep_conv_3x3", 1, 8), (i + 1,), (i,)) for i in range(6)]
+    peaks = []
+    for gradients in (True, False):
+        monkeypatch.setattr(fused, "_memory", Memory())
+        with torch.set_grad_enabled(gradients):
+            Graph(terms, 1, 6)([x])
+        peaks.append(fused._memory.peak // x.nbytes)
+    # Two layers and their sum for each of six; else all six sums, and the layers of one or two.
+    assert peaks[0] == 18
+    assert peaks[1] <= 10
 
 
 @compiled
