@@ -1,7 +1,7 @@
 """Mixed operations by the compiled kernels: `mixed` says what they compute.
 
-One autograd function computes all states of all cells, in which nothing is written to memory but
-those and the results of convolutions and poolings, before their batch norms:
+One autograd function computes all states of a graph, as a rule that of all cells. Nothing is
+written to memory but those and the results of convolutions and poolings, before their batch norms:
 
 - a separable convolution passes over a band of image rows at a time, whose depthwise result never
   leaves the cache and is computed again in backward;
@@ -133,6 +133,9 @@ def _record(batches: Sequence[tuple[_Norms, Tensor, int]]) -> None:
             mean = moments.data_ptr() + i % blocks * first.num_features * size
             own = norm.running_mean.data_ptr(), norm.running_var.data_ptr()
             found = mean, mean + width * size, first.num_features, pixels
+            for running in (norm.running_mean, norm.running_var):
+                if running.dtype != moments.dtype or not running.is_contiguous():
+                    raise TypeError("running statistics must be dense and of the images' type")
             records.append(kernels.Record(first.momentum, *own, *found))
             counts.append(norm.num_batches_tracked)
     if records:
@@ -169,6 +172,7 @@ class _Backward:
     """What the backward pass starts from, and what it finds.
 
     Args:
+        plan: what was computed.
         states: all.
         tensors: the other inputs.
         of_states, needed, of_scale: whether the gradients for those are needed, for themselves,
@@ -610,6 +614,7 @@ class _Terms:
     def __init__(self, plan: Plan, scale: Tensor | None) -> None:
         self.places, self.channels = {}, 0
         self._entering: dict[int, list[tuple[Tensor, int, Tensor | None]]] = {}
+        # One that is not set yet has 0 as its sum, which is a given state.
         self.array = (kernels.Term * plan.size)()
         self._scales: list[int | None] = [None] * plan.size
         if scale is not None:
@@ -704,13 +709,16 @@ class _Mixed(torch.autograd.Function):
             for part in plan.leaving[state]:
                 y, _, *own = saved[ctx.kept[part]]
                 where = terms.places[part]
+                if all(to.gradients[target] is None for target in part.targets):
+                    continue
+                beyond = [to.of_state(target, whole=False)[0] for target in part.targets]
+                if any(gradient is None for gradient in beyond):
+                    continue
                 if part.norms is not None and part.norms.affine is not None:
                     to.found[part.norms.affine] = of_weight[where], of_bias[where]
-                beyond = [to.gradients[target] for target in part.targets]
-                if all(gradient is not None for gradient in beyond):
-                    given = _Given(beyond, part.channels(y), y, factors[:, where])
-                    part.backward(given, own, to)
-            own, _ = to.of_state(state, whole=False)
+                given = _Given(beyond, part.channels(y), y, factors[:, where])
+                part.backward(given, own, to)
+            own = to.gradients[state]
             if own is not None and state >= plan.given:
                 found = factors, terms.channels, of_weight, of_bias, of_scale
                 terms.call("mix_backward", own, state, own, *found)

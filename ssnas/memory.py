@@ -14,6 +14,7 @@ import weakref
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import cycle
 
 import torch
@@ -29,7 +30,7 @@ LINE = 64
 """Bytes of a cache's line."""
 
 SLACK = 1.25
-"""How many times as much memory is kept as was ever in use."""
+"""How many times as much memory is kept, in whole blocks, as was ever in use."""
 
 
 class Memory:
@@ -85,11 +86,11 @@ class Memory:
             return block
 
     def _new(self, count: int) -> mmap.mmap:
-        self.kept += count
-        while self._idle and self.kept > SLACK * max(self.peak, self._used + count):
+        while self._idle and self.kept + count > SLACK * max(self.peak, self._used + count):
             self.kept -= len(self._idle.pop())
         block = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            # Fewer and larger pages: the processor looks up fewer of their addresses.
+        # Fewer and larger pages, where there are any: the processor looks up fewer addresses.
+        with suppress(AttributeError, OSError):
             block.madvise(mmap.MADV_HUGEPAGE)
+        self.kept += count
         return block

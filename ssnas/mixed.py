@@ -30,9 +30,15 @@ class Graph:
         terms: the operations.
         given: how many states are.
         sums: how many are not.
+
+    Raises:
+        ValueError: for a term that does not lead to a later state.
     """
 
     def __init__(self, terms: Sequence[Term], given: int, sums: int) -> None:
+        for term in terms:
+            if min(term.targets) <= max(*term.sources, given - 1):
+                raise ValueError(f"a term from {term.sources} must lead on; found {term.targets}")
         self.terms, self.given, self.sums = terms, given, sums
         self._plan: fused.Plan | None = None
 

@@ -101,7 +101,8 @@ class CellStack(nn.Module):
         stem: a key of `STEMS`.
 
     Attributes:
-        cell_by_cell: whether `run_cell` computes one after the other, instead of all as one graph.
+        cell_by_cell: whether `run_cell` computes one after the other, instead of all as one graph,
+            which calls neither the cells nor the stem as modules.
         out_features: length of the feature vector.
         channels: C of the last cell.
         last_widths: channels of the last two outputs, which a further cell would read.
@@ -138,6 +139,8 @@ class CellStack(nn.Module):
                 Cell(ops[kind], previous, channels, reduce, previous_reduce, affine, partial)
             )
             previous, previous_reduce = (previous[1], NUM_NODES * channels), reduce
+        if partial > 1:
+            self.cell_by_cell = True
         self._chain = Chain(self.cells, self.stem.terms())
         self.channels, self.last_widths = channels, previous
         self.out_features = NUM_NODES * channels
@@ -160,7 +163,10 @@ class CellStack(nn.Module):
         return concatenated(before_last), concatenated(last)
 
     def outputs(self, x: Tensor, weights: Mapping[str, Tensor] | None) -> list[Sequence[Tensor]]:
-        """Those of stem and cells, each in parts, whose channels follow each other."""
+        """Those of stem and cells, each in parts, whose channels follow each other.
+
+        Cell by cell only the last two, so that no others are kept.
+        """
         x = self.arrange(x)
         own = [None if weights is None else weights[kind] for kind in self.kinds]
         if not self.cell_by_cell:
@@ -169,7 +175,7 @@ class CellStack(nn.Module):
         outputs = [[s0], [s1]]
         for cell, weight in zip(self.cells, own, strict=True):
             s0, s1 = s1, self.run_cell(cell, s0, s1, weight)
-            outputs.append([s1])
+            outputs = [outputs[-1], [s1]]
         return outputs
 
     def arrange(self, x: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class Supernet(CellStack):
             stem=stem,
         )
         self.checkpoint = checkpoint
-        if checkpoint or partial > 1:
+        if checkpoint:
             self.cell_by_cell = True
         self.relaxation = relaxation
         self.ops = self_ops

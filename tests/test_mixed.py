@@ -348,6 +348,21 @@ def test_tensors_of_several_types_are_refused(path):
         add_mixed([None], images(2, (3, 4), dtype=torch.float32), terms)
 
 
+def test_a_term_leads_to_a_later_state():
+    with pytest.raises(ValueError, match="must lead on"):
+        Graph([Term([nn.Identity()], (1,), (1,))], 1, 2)
+
+
+def test_what_the_loss_does_not_reach_has_no_gradient(path):
+    """Not zeros, with which an optimiser would decay the weights."""
+    terms = [Term(operations("sep_conv_3x3", 1, 4, affine=True), (i + 1,), (i,)) for i in range(2)]
+    first, _ = Graph(terms, 1, 2)([images(4, (6, 5))])
+    first.sum().backward()
+    reached, beyond = ([w.grad for op in term.ops for w in op.parameters()] for term in terms)
+    assert all(gradient is not None for gradient in reached)
+    assert all(gradient is None for gradient in beyond)
+
+
 def test_without_terms_nothing_is_added(path):
     total = torch.randn(2, 3, 4, 4)
     assert add_mixed([total, None], images(3, (4, 4)), []) == [total, None]

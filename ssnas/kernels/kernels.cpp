@@ -905,11 +905,10 @@ void norm_backward(long rows, long edges, long channels, const Gradient<T> &give
   });
 }
 
-// E pointwise convolutions of relu(x), whose channels are those of `sources` tensors, one after the
-// other: at stride 1 of all pixels. At stride 2 the first half of the
-// channels of each comes from the even pixels, the other from those diagonally after them, zeros
-// beyond the border: two grids, each with its own half of the weights, (channels, 2 C), of which
-// the others are not read.
+// E pointwise convolutions of relu(x), whose R channels are those of `sources` tensors, one after
+// the other: at stride 1 of all pixels. At stride 2 the first half of the channels of each comes
+// from the even pixels, the other from those diagonally after them, zeros beyond the border: two
+// grids, each with its own half of the weights, (channels, 2 R), of which the others are not read.
 struct Projection {
   const Shape &s; // channels: of one source
   long sources;
