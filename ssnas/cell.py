@@ -107,11 +107,10 @@ class Cell(nn.Module):
         entered = {EDGES[edge][1] for own in edges for edge, _ in own}
         self._missing = [node for node in range(NUM_INPUTS, NUM_STATES) if node not in entered]
         self._graphs: dict[int, Graph] = {}
-        # With partial channels: from the inputs to the first states, and on from every state.
-        self._from_inputs: dict[int, Graph] = {}
-        self._from_state = [
-            Graph(self.terms(start, 0, 1 - NUM_INPUTS), 1, NUM_NODES) for start in starts
-        ]
+        if partial > 1:
+            self._from_state = [
+                Graph(self.terms(start, 0, 1 - NUM_INPUTS), 1, NUM_NODES) for start in starts
+            ]
 
     def _stride(self, source: int) -> int:
         return 2 if self.reduce and source < NUM_INPUTS else 1
@@ -213,10 +212,10 @@ class Cell(nn.Module):
         """The nodes' outputs, of channels that operations see and others that bypass them."""
         given = _distinct(s0, s1)
         count = len(given)
-        if count not in self._from_inputs:
+        if count not in self._graphs:
             terms = self.input_terms((0,), (count - 1,), count)
-            self._from_inputs[count] = Graph(terms, count, NUM_INPUTS)
-        states = self._from_inputs[count](given)
+            self._graphs[count] = Graph(terms, count, NUM_INPUTS)
+        states = self._graphs[count](given)
         scale = self.scale(weights)
         scales = [None] * len(self._leaving) if scale is None else scale.split(self._edges_leaving)
         sums: list[Tensor | None] = [None] * NUM_NODES

@@ -100,7 +100,12 @@ class _Norms:
 
         Raises:
             ValueError: for a single value a channel, which has no variance.
+            TypeError: for running statistics that the kernels cannot read and write with y.
         """
+        for norm in self.norms:
+            for own in (norm.running_mean, norm.running_var):
+                if own.dtype != y.dtype or not own.is_cpu or not own.is_contiguous():
+                    raise TypeError("running statistics must be dense, of the images' type")
         if self.training:
             if _pixels(y) == 1:
                 found = tuple(y.shape)
@@ -133,9 +138,6 @@ def _record(batches: Sequence[tuple[_Norms, Tensor, int]]) -> None:
             mean = moments.data_ptr() + i % blocks * first.num_features * size
             own = norm.running_mean.data_ptr(), norm.running_var.data_ptr()
             found = mean, mean + width * size, first.num_features, pixels
-            for running in (norm.running_mean, norm.running_var):
-                if running.dtype != moments.dtype or not running.is_contiguous():
-                    raise TypeError("running statistics must be dense and of the images' type")
             records.append(kernels.Record(first.momentum, *own, *found))
             counts.append(norm.num_batches_tracked)
     if records:
@@ -593,8 +595,7 @@ def mix(
         ),
         *plan.inputs.tensors(),
     ]
-    statistics = (part.norms.norms[0].running_mean for part in plan.parts if part.norms)
-    types = {(t.dtype, t.is_cpu) for t in (*tensors, *statistics) if t is not None}
+    types = {(t.dtype, t.is_cpu) for t in tensors if t is not None}
     if len(types) > 1:
         found = sorted(f"{dtype}{'' if is_cpu else ' elsewhere'}" for dtype, is_cpu in types)
         raise TypeError(f"mixed operations need tensors of one type on the CPU; found {found}")

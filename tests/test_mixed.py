@@ -348,6 +348,16 @@ def test_tensors_of_several_types_are_refused(path):
         add_mixed([None], images(2, (3, 4), dtype=torch.float32), terms)
 
 
+@compiled
+@pytest.mark.parametrize("mode", MODES)
+def test_statistics_of_another_type_are_refused(mode):
+    ops = operations("sep_conv_3x3", 2, 2, mode=mode)
+    norm = ops[1].first.norm
+    norm.running_var = norm.running_var.float()
+    with pytest.raises(TypeError, match="running statistics"):
+        add_mixed([None, None], images(2, (3, 4)), [leaving(ops)])
+
+
 def test_a_term_leads_to_a_later_state():
     with pytest.raises(ValueError, match="must lead on"):
         Graph([Term([nn.Identity()], (1,), (1,))], 1, 2)

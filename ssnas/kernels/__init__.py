@@ -130,8 +130,10 @@ def call(function: str, dtype: torch.dtype, *arguments) -> None:
     found = _function(function, dtype)
     if found.argtypes is None:
         # Addresses and `long` are passed alike.
-        kinds = {float: ctypes.c_double}
-        found.argtypes = [kinds.get(type(argument), ctypes.c_void_p) for argument in arguments]
+        found.argtypes = [
+            ctypes.c_double if type(argument) is float else ctypes.c_void_p
+            for argument in arguments
+        ]
     found(*map(_converted, arguments))
 
 
