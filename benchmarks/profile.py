@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import measure
 from benchmarks.measure import Setting, Step, Total
 from benchmarks.systems import STEPS, System, make_step, replaced, systems_for
-from ssnas import kernels
+from ssnas.parts import Shape
+from ssnas.program import Program
 
 ROWS = 25
 CONVOLUTIONS = ("convolution", "convolution_backward")
@@ -44,18 +45,27 @@ class OperatorTimes(TorchDispatchMode):
         self.totals.setdefault(name, Total()).add(1, time.perf_counter() - start)
         return result
 
-    def timed_call(self, call: Callable) -> Callable:
-        """`kernels.call`, timed: PyTorch does not dispatch the project's compiled kernels."""
+    def timed_run(self, run: Callable) -> Callable:
+        """`Program.run`, timed: PyTorch does not dispatch the project's compiled kernels."""
 
-        def timed(function: str, *arguments):
-            words = [f"compiled {function}"]
-            for shape in arguments:
-                if isinstance(shape, kernels.Shape):
+        def timed(program: Program, *tensors: Tensor | None) -> None:
+            seconds = torch.zeros(len(program.calls), dtype=torch.float64)
+            run(program, *tensors, seconds=seconds)
+            for (kernel, arguments), taken in zip(program.calls, seconds.tolist(), strict=True):
+                words = [f"compiled {kernel}"]
+                for shape in _shapes(arguments):
                     words.append(f"{shape.kernel}×{shape.kernel}")
                     words += _kinds(shape.stride, shape.dilation)
-            return self.timed(" ".join(words), call, function, *arguments)
+                self.totals.setdefault(" ".join(words), Total()).add(1, taken)
 
         return timed
+
+
+def _shapes(arguments: Sequence[Any]) -> list[Shape]:
+    """Those among the arguments of a kernel."""
+    nested = [own for own in arguments if isinstance(own, tuple) and not isinstance(own, Shape)]
+    found = [own for own in arguments if isinstance(own, Shape)]
+    return found + [shape for own in nested for shape in _shapes(own)]
 
 
 def name_of(operator: Any, args: Sequence[Any]) -> str:
@@ -87,7 +97,7 @@ def on_cpu(step: Step, device: torch.device, repeats: int) -> str:
     """The table of operators, with the wall time of the steps that it was taken from."""
     undisturbed = median(measure.interleaved({"step": step}, device, repeats)["step"])
     times = OperatorTimes()
-    with times, replaced(kernels, "call", times.timed_call(kernels.call)):
+    with times, replaced(Program, "run", times.timed_run(Program.run)):
         wall = sum(measure.seconds_of(step, device) for _ in range(repeats)) / repeats
     busy = sum(total.seconds for total in times.totals.values()) / repeats
     return (

@@ -277,6 +277,72 @@ def test_a_graph_follows_its_operations(path):
     check(twin)
 
 
+def test_a_graph_follows_the_sizes_of_its_images(path, monkeypatch):
+    """Those that it has met before, and others, when it keeps only few programs."""
+    monkeypatch.setattr(fused, "PROGRAMS", 2)
+    terms = [leaving(operations("sep_conv_3x3", 2, 3)), leaving(operations("skip_connect", 2, 3))]
+    graph = Graph(terms, 1, 2)
+    for size in [*SIZES, *SIZES]:
+        x = images(3, size)
+        expected = one_by_one([None, None], x, copy.deepcopy(terms))
+        actual = graph([x])
+        for own, peer in zip(actual, expected, strict=True):
+            assert_same(own, peer)
+        direction = torch.randn(actual[0].shape)
+        gradients = [torch.autograd.grad((y[0] * direction).sum(), x) for y in (actual, expected)]
+        assert_same(gradients[0][0], gradients[1][0])
+
+
+def test_a_mode_counts_when_it_is_computed(path):
+    """The gradients belong to what was computed, whatever changed since."""
+    terms = [leaving(operations("sep_conv_3x3", 1, 3))]
+    x = images(3, (6, 5))
+    (expected,) = one_by_one([None], x, copy.deepcopy(terms))
+    (actual,) = add_mixed([None], x, terms)
+    terms[0].ops[0].eval()
+    direction = torch.randn(actual.shape)
+    gradients = [torch.autograd.grad((y * direction).sum(), x)[0] for y in (actual, expected)]
+    assert_same(*gradients)
+
+
+def test_several_results_await_their_gradients(path):
+    """As two views of a batch do: a further result must not replace what the first one needs."""
+    graph = Graph([leaving(operations("sep_conv_3x3", 1, 3, mode="frozen"))], 1, 1)
+    given = [images(3, (6, 5)) for _ in range(3)]
+    (together,) = torch.autograd.grad(
+        sum(graph([x])[0].square().sum() for x in given), given[1], retain_graph=True
+    )
+    (alone,) = torch.autograd.grad(graph([given[1]])[0].square().sum(), given[1])
+    assert torch.equal(together, alone)
+
+
+def test_gradients_may_be_asked_for_twice(path):
+    x = images(3, (6, 5))
+    (y,) = add_mixed([None], x, [leaving(operations("dil_conv_5x5", 1, 3))])
+    first, second = (torch.autograd.grad(y.square().sum(), x, retain_graph=True) for _ in range(2))
+    assert torch.equal(*first, *second)
+
+
+@compiled
+def test_a_result_that_was_changed_is_refused():
+    """Its gradient would be that of another."""
+    terms = [Term(operations("sep_conv_3x3", 1, 3), (i + 1,), (i,)) for i in range(2)]
+    first, second = Graph(terms, 1, 2)([images(3, (6, 5))])
+    with torch.no_grad():
+        first.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        second.sum().backward()
+
+
+@compiled
+def test_a_norm_without_momentum_is_refused():
+    """The cumulative average, which the kernels do not know."""
+    ops = operations("dil_conv_3x3", 1, 2)
+    ops[0].norm.momentum = None
+    with pytest.raises(TypeError, match="NoneType"):
+        add_mixed([None], images(2, (3, 4)), [leaving(ops)])
+
+
 @compiled
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("name", ["sep_conv_5x5", "dil_conv_3x3", "max_pool_3x3"])

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -22,41 +22,6 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 NAMES = {torch.float32: "float", torch.float64: "double"}
-
-
-Long = ctypes.c_long
-
-
-class Shape(ctypes.Structure):
-    """Sizes of convolutions or a pooling, as `Shape` of kernels.cpp."""
-
-    _fields_ = [
-        (name, Long)
-        for name in (
-            *("n", "image_height", "image_width", "height", "width", "step"),
-            *("channels", "operations", "shared", "kernel", "stride", "dilation"),
-        )
-    ]
-
-
-class Term(ctypes.Structure):
-    """`Term` of kernels.cpp."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "mean", "var", "weight", "bias", "scale")),
-        ("eps", ctypes.c_double),
-        *((name, Long) for name in ("fixed", "width", "sum", "place", "slot")),
-    ]
-
-
-class Record(ctypes.Structure):
-    """`Record` of kernels.cpp."""
-
-    _fields_ = [
-        ("momentum", ctypes.c_double),
-        *((n, ctypes.c_void_p) for n in ("running_mean", "running_var", "mean", "var")),
-        *((name, Long) for name in ("channels", "pixels")),
-    ]
 
 
 @cache
@@ -77,7 +42,10 @@ def library() -> ctypes.CDLL | None:
         path = folder / f"kernels-{_fingerprint(compiler)}.so"
         if not path.exists():
             _build(compiler, path)
-        return ctypes.CDLL(str(path))
+        found = ctypes.CDLL(str(path))
+        found.run.restype = None
+        found.run.argtypes = [ctypes.c_void_p, ctypes.c_long] * 3 + [ctypes.c_void_p] * 2
+        return found
     except (OSError, subprocess.CalledProcessError) as error:
         detail = (getattr(error, "stderr", None) or str(error)).strip().split("\n")[0]
         log.warning(
@@ -118,40 +86,42 @@ def usable(x: Tensor) -> bool:
     )
 
 
-def call(function: str, dtype: torch.dtype, *arguments) -> None:
-    """Call a function of kernels.cpp.
+def linked(
+    dtype: torch.dtype,
+    words: Sequence[int],
+    addresses: Sequence[tuple[int, int]],
+    calls: Sequence[tuple[str, int]],
+) -> Callable[[Sequence[Tensor | None], Tensor | None], None]:
+    """What makes calls of kernels, one after the other, on the tensors that it gets.
+
+    It also takes where to write the seconds that each call takes, or None.
 
     Args:
-        function: its name, without the type.
         dtype: of the tensors.
-        arguments: numbers, structures, tensors (dense, in the layout that the function expects),
-            sequences of those, and None for what it shall not read or write.
+        words: the arguments of all calls, 8 bytes each.
+        addresses: of each word that is one, its index and the tensor that it lies in, counted from
+            1, or 0 for the words themselves; the word says how many bytes after the start.
+        calls: the kernel, by its name without the type, and the first of its words.
     """
-    found = _function(function, dtype)
-    if found.argtypes is None:
-        # Addresses and `long` are passed alike.
-        found.argtypes = [
-            ctypes.c_double if type(argument) is float else ctypes.c_void_p
-            for argument in arguments
-        ]
-    found(*map(_converted, arguments))
+    functions = [(_address(f"{name}_{NAMES[dtype]}"), first) for name, first in calls]
+    tables = functions, [(word,) for word in words], addresses
+    arguments = [argument for table in tables for argument in (_longs(table), len(table))]
+    run = library().run
+
+    def linked(tensors: Sequence[Tensor | None], seconds: Tensor | None) -> None:
+        starts = [None if tensor is None else tensor.data_ptr() for tensor in (*tensors, seconds)]
+        # The first is for the words' own address.
+        addresses = (ctypes.c_void_p * len(starts))(None, *starts[:-1])
+        run(*arguments, addresses, starts[-1])
+
+    return linked
+
+
+def _longs(rows: Sequence[tuple[int, ...]]) -> ctypes.Array:
+    values = [value for row in rows for value in row]
+    return (ctypes.c_long * len(values))(*values)
 
 
 @cache
-def _function(name: str, dtype: torch.dtype) -> Callable:
-    found = library()[f"{name}_{NAMES[dtype]}"]
-    found.restype = None
-    return found
-
-
-def _converted(argument):
-    if argument is None or type(argument) is int:
-        return argument
-    if isinstance(argument, Tensor):
-        return argument.data_ptr()
-    if isinstance(argument, list | tuple):
-        addresses = [None if x is None else x.data_ptr() for x in argument]
-        return (ctypes.c_void_p * len(argument))(*addresses)
-    if isinstance(argument, Shape | ctypes.Array):
-        return ctypes.addressof(argument)
-    return argument
+def _address(function: str) -> int:
+    return ctypes.cast(library()[function], ctypes.c_void_p).value

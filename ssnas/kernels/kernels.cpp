@@ -9,10 +9,15 @@
 // Batch norms are never written to memory either, nor are their gradients: both are affine by
 // channel, and whoever reads a tensor applies them to what it reads.
 
+//
+// Kernels are called by `run`. Their arguments, and the fields of the structures that they take,
+// are words of 8 bytes each.
+
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <omp.h>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -262,8 +267,18 @@ template <class T> struct Kernels {
   static long met(const Shape &s, long a) { return (s.kernel - a + s.stride - 1) / s.stride; }
 };
 
+// What is found for a batch norm of x, from the gradient g for its result: what makes it the
+// gradient for x, factor · g + slope · x + offset,
+//   ∂x = (scale · weight / std) · (g − (∂bias + x̂ ∂weight) / rows),
+// where slope and offset are added to, since several norms may have the same x; and
+//   ∂bias = Σ g,  ∂weight = Σ g x̂,  ∂scale = Σ_c ∂weight,
+// those that are not null.
+template <class T> struct Found {
+  T *factor, *slope, *offset, *of_weight, *of_bias, *of_scale;
+};
+
 // A batch norm of C channels: x̂ = (x − mean) / std times scale · weight, plus bias. Null stands for
-// a mean or bias of 0, a std, weight or scale of 1. `fixed`: the moments are not the batch's own.
+// a mean or bias of 0, a std, weight or scale of 1. `fixed`: x has no part in mean and std.
 template <class T> struct Norm {
   const T *mean, *var;
   double eps;
@@ -283,23 +298,21 @@ template <class T> struct Norm {
     }
   }
 
-  // From Σ g and Σ g · (x − mean) over `rows` pixels, g given for the result, the gradients
-  //   ∂bias = Σ g,  ∂weight = Σ g x̂
-  // and what makes the gradient for x, factor · g + slope · x + offset:
-  //   ∂x = (scale · weight / std) · (g − (∂bias + x̂ ∂weight) / rows).
-  // Slope and offset are added to, since several norms may have the same x.
-  void differentiate(long channels, long rows, const double *sum, const double *product, T *factor,
-                     T *slopes, T *offset, T *of_weight, T *of_bias) const {
+  // From Σ g and Σ g · (x − mean) over `rows` pixels, g given for the result, what is `found`.
+  void differentiate(long channels, long rows, const double *sum, const double *product,
+                     const Found<T> &found) const {
+    double of_scale = 0;
     for (long c = 0; c < channels; c++) {
       const double scaled = product[c] * deviation(c);
-      of_bias[c] = T(sum[c]);
-      of_weight[c] = T(scaled);
-      factor[c] = T(slope(c));
-      if (fixed || !var) continue;
+      found.factor[c] = T(slope(c));
+      of_scale += scaled;
+      if (found.of_weight) found.of_bias[c] = T(sum[c]), found.of_weight[c] = T(scaled);
+      if (fixed) continue;
       const double own = -slope(c) * deviation(c) * scaled / rows;
-      slopes[c] += T(own);
-      offset[c] -= T(slope(c) * sum[c] / rows + own * mean[c]);
+      found.slope[c] += T(own);
+      found.offset[c] -= T(slope(c) * sum[c] / rows + own * mean[c]);
     }
+    if (found.of_scale) *found.of_scale = T(of_scale);
   }
 };
 
@@ -336,7 +349,7 @@ template <class T> struct Gradient {
   const T *const *given; // of each operation, a pixel every `stride` values
   long stride;
   const T *y, *factors; // factor, slope and offset, each `distance` after the one before
-  long distance, width; // of a pixel of y
+  long distance, width; // width: values of a pixel of y
 
   template <long N> P<T, N> read(long pixel, long operation, long block, long channel) const {
     const long at = block + channel;
@@ -770,6 +783,7 @@ void pool_backward(const Shape &s, long largest, const T *x, const T *y, const T
 template <class T> struct Record {
   double momentum;
   T *running_mean, *running_var;
+  long *batches; // how many there were
   const T *mean, *var;
   long channels, pixels;
 };
@@ -778,6 +792,7 @@ template <class T> struct Record {
 template <class T> void record(const Record<T> *records, long count) {
   for (long i = 0; i < count; i++) {
     const Record<T> &r = records[i];
+    ++*r.batches;
     const double unbiased = double(r.pixels) / (r.pixels - 1);
     for (long c = 0; c < r.channels; c++) {
       r.running_mean[c] += T(r.momentum * (r.mean[c] - r.running_mean[c]));
@@ -788,33 +803,17 @@ template <class T> void record(const Record<T> *records, long count) {
 
 // Of a sum: a result x, every `width` values a pixel, and the batch norm behind it.
 template <class T> struct Term {
-  const T *x, *mean, *var, *weight, *bias, *scale;
-  double eps;
-  long fixed, width, sum; // which sum it is a term of
-  // Of what `Norm::differentiate` finds, the first channel of its own, and of what all terms with
-  // the same x share.
-  long place, slot;
-
-  Norm<T> norm() const { return {mean, var, eps, weight, bias, scale, fixed}; }
+  const T *x;
+  Norm<T> norm;
+  long width;
 };
 
-// Those of one sum, by their indices.
-template <class T> std::vector<long> terms_of(const Term<T> *terms, long count, long sum) {
-  std::vector<long> found;
-  for (long i = 0; i < count; i++)
-    if (terms[i].sum == sum) found.push_back(i);
-  return found;
-}
-
-// to = from + Σ_i norm_i(x_i) over the terms i of a sum; from may be null.
+// to = from + Σ_i norm_i(x_i) over `count` terms; from may be null.
 template <class T>
-void mix(const Term<T> *terms, long count, long sum, long channels, long rows, const T *from,
-         T *to) {
-  const auto own = terms_of(terms, count, sum);
-  const long terms_count = own.size();
-  std::vector<T> factors(own.size() * channels), constants(channels), offset(channels);
-  for (long i = 0; i < terms_count; i++) {
-    terms[own[i]].norm().write(channels, factors.data() + i * channels, offset.data());
+void mix(const Term<T> *terms, long count, long channels, long rows, const T *from, T *to) {
+  std::vector<T> factors(count * channels), constants(channels), offset(channels);
+  for (long i = 0; i < count; i++) {
+    terms[i].norm.write(channels, factors.data() + i * channels, offset.data());
     for (long c = 0; c < channels; c++) constants[c] += offset[c];
   }
   by_block(rows, [&](long first, long last) {
@@ -830,7 +829,7 @@ void mix(const Term<T> *terms, long count, long sum, long channels, long rows, c
         long width[TERMS];
         for (long i = 0; i < TERMS; i++) {
           factor[i] = as<N>(factors.data() + (start + i) * channels + c);
-          x[i] = terms[own[start + i]].x + c, width[i] = terms[own[start + i]].width;
+          x[i] = terms[start + i].x + c, width[i] = terms[start + i].width;
         }
         for (long r = first; r < last; r++) {
           P<T, N> total = as<N>(to + r * channels + c);
@@ -839,54 +838,45 @@ void mix(const Term<T> *terms, long count, long sum, long channels, long rows, c
         }
       };
       long i = 0;
-      for (; i + 4 <= terms_count; i += 4) add.template operator()<4>(i);
-      if (i + 2 <= terms_count) add.template operator()<2>(i), i += 2;
-      if (i < terms_count) add.template operator()<1>(i);
+      for (; i + 4 <= count; i += 4) add.template operator()<4>(i);
+      if (i + 2 <= count) add.template operator()<2>(i), i += 2;
+      if (i < count) add.template operator()<1>(i);
     });
   });
 }
 
-// Of the terms of a sum what `Norm::differentiate` finds, for the gradient g given for the sum.
-// factors: factor, slope and offset of all channels of all terms, each `distance` after the one
-// before; to the latter two is added. of_scale: of every term, Σ_c of_weight.
+// What is found for the norms of a sum's terms, from the gradient g for the sum.
 template <class T>
-void mix_backward(const Term<T> *terms, long count, long sum, long channels, long rows, const T *g,
-                  T *factors, long distance, T *of_weight, T *of_bias, T *of_scale) {
-  const auto own = terms_of(terms, count, sum);
-  const long wide = own.size() * channels;
-  Sums<double> all(2 * wide);
+void mix_backward(const Term<T> *terms, const Found<T> *found, long count, long channels, long rows,
+                  const T *g) {
+  Sums<double> all(2 * count * channels);
   by_block(rows, [&](long first, long last) {
     double *sums = all.own();
     by_channel<T>(channels, [&]<long N>(long c) {
-      double *to = sums + c;
       const T *given = g + first * channels + c;
-      for (long i : own) {
+      for (long i = 0; i < count; i++) {
+        const Norm<T> &norm = terms[i].norm;
+        if (norm.fixed && !found[i].of_weight && !found[i].of_scale) continue;
         const long width = terms[i].width;
         const T *x = terms[i].x + first * width + c;
-        const P<T, N> centre = terms[i].mean ? as<N>(terms[i].mean + c) : P<T, N>{};
+        const P<T, N> centre = norm.mean ? as<N>(norm.mean + c) : P<T, N>{};
+        double *to = sums + i * channels + c;
         pair_sums<T, N>(last - first, [&](long r) {
           const P<T, N> value = as<N>(given + r * channels);
           return Pair<T, N>{value, value * (as<N>(x + r * width) - centre)};
-        }).add_to(to, to + wide);
-        to += channels;
+        }).add_to(to, to + count * channels);
       }
     });
   });
   const double *sums = all.total();
-  for (long i : own) {
-    const long place = terms[i].place;
-    T *slope = factors + distance + terms[i].slot;
-    terms[i].norm().differentiate(channels, rows, sums, sums + wide, factors + place, slope,
-                                  slope + distance, of_weight + place, of_bias + place);
-    of_scale[i] = std::accumulate(of_weight + place, of_weight + place + channels, T(0));
-    sums += channels;
-  }
+  for (long i = 0; i < count; i++, sums += channels)
+    terms[i].norm.differentiate(channels, rows, sums, sums + count * channels, found[i]);
 }
 
 // Writes, or adds to gx, the gradient for y behind the norms of several edges, C channels each: of
 // a block of y each, or of all y.
 template <class T>
-void norm_backward(long rows, long edges, long channels, const Gradient<T> &given, long adds,
+void norm_backward(long rows, long edges, long channels, const Gradient<T> &given, bool adds,
                    T *gx) {
   const long width = given.width, copies = edges * channels / width;
   by_block(rows, [&](long first, long last) {
@@ -910,7 +900,7 @@ void norm_backward(long rows, long edges, long channels, const Gradient<T> &give
 // from the even pixels, the other from those diagonally after them, zeros beyond the border: two
 // grids, each with its own half of the weights, (channels, 2 R), of which the others are not read.
 struct Projection {
-  const Shape &s; // channels: of one source
+  Shape s; // channels: of one source
   long sources;
   long channels; // of the result
 
@@ -1076,75 +1066,101 @@ void project_backward(const Projection &p, const T *const *x, const T *weight,
     });
 }
 
+template <class T>
+void convolve(const Shape &s, const T *x, const Norm<T> &before, const T *const *wd,
+              const T *const *wp, T *y, T *moments) {
+  const Input<T> input(x, s, before);
+  s.kernel == 3 ? forward<T, 3>(s, input, wd, wp, y, moments)
+                : forward<T, 5>(s, input, wd, wp, y, moments);
+}
+
+// found: for the norm before, if there is one.
+template <class T>
+void convolve_backward(const Shape &s, const T *x, const Norm<T> &before, const T *const *wd,
+                       const T *const *wp, const Gradient<T> &given, T *gx, bool adds,
+                       const Found<T> *found, T *const *gwd, T *const *gwp) {
+  const Input<T> input(x, s, before);
+  const T *mean = found ? before.mean : nullptr;
+  const long width = s.read();
+  std::vector<double> sums(2 * width);
+  s.kernel == 3 ? backward<T, 3>(s, input, mean, wd, wp, given, gx, adds, sums.data(), gwd, gwp)
+                : backward<T, 5>(s, input, mean, wd, wp, given, gx, adds, sums.data(), gwd, gwp);
+  if (found)
+    before.differentiate(width, s.n * s.height * s.width, sums.data(), sums.data() + width, *found);
+}
+
+template <class T> void clear(T *to, long count) {
+  by_block<1 << 14>(count, [&](long first, long last) { std::fill(to + first, to + last, T(0)); });
+}
+
+// `count` arrays of `size` values, one after the other.
+template <class T> void join(const T *const *from, long count, long size, T *to) {
+  for (long i = 0; i < count; i++) std::copy_n(from[i], size, to + i * size);
+}
+
+union Word {
+  long number;
+  double real;
+  char *address;
+};
+
+template <class A> decltype(auto) argument(const Word &word) {
+  if constexpr (std::is_reference_v<A>)
+    return *reinterpret_cast<std::remove_reference_t<A> *>(word.address);
+  else if constexpr (std::is_pointer_v<A>)
+    return reinterpret_cast<A>(word.address);
+  else
+    return A(word.number);
+}
+
+// Calls a kernel with the words that follow each other.
+template <class... A> void call(void (*kernel)(A...), const Word *words) {
+  [&]<size_t... I>(std::index_sequence<I...>) {
+    kernel(argument<A>(words[I])...);
+  }(std::index_sequence_for<A...>{});
+}
+
+struct Call {
+  void (*kernel)(const Word *);
+  long first; // of its words
+};
+
+// A word that says how many bytes from the start of a tensor, the first of which are the words.
+struct Address {
+  long word, tensor;
+};
+
 } // namespace
 
-#define EXPORT(T)                                                                                  \
-  extern "C" void forward_##T(const Shape *s, const T *x, const T *mean, double eps,               \
-                              const T *weight, const T *bias, const T *const *wd,                  \
-                              const T *const *wp, T *y, T *moments) {                              \
-    const T *var = mean ? mean + s->read() : nullptr;                                              \
-    const Input<T> input(x, *s, {mean, var, eps, weight, bias, nullptr, 0});                       \
-    s->kernel == 3 ? forward<T, 3>(*s, input, wd, wp, y, moments)                                  \
-                   : forward<T, 5>(*s, input, wd, wp, y, moments);                                 \
-  }                                                                                                \
-  extern "C" void backward_##T(const Shape *s, const T *x, const T *mean,                          \
-                               double eps, const T *weight, const T *bias, const T *const *wd,     \
-                               const T *const *wp, const T *const *g, long stride, const T *y,     \
-                               const T *factors, long distance, T *gx, long adds, long fixed,      \
-                               T *found, T *const *gwd, T *const *gwp) {                           \
-    const T *var = mean ? mean + s->read() : nullptr;                                              \
-    const Norm<T> norm{mean, var, eps, weight, bias, nullptr, fixed};                              \
-    const Input<T> input(x, *s, norm);                                                             \
-    const Gradient<T> given{g, stride, y, factors, distance, s->written()};                        \
-    const long width = s->read();                                                                  \
-    std::vector<double> sums(2 * width);                                                           \
-    s->kernel == 3                                                                                 \
-        ? backward<T, 3>(*s, input, mean, wd, wp, given, gx, adds, sums.data(), gwd, gwp)          \
-        : backward<T, 5>(*s, input, mean, wd, wp, given, gx, adds, sums.data(), gwd, gwp);         \
-    if (!mean) return;                                                                             \
-    std::fill_n(found, 3 * width, T(0));                                                           \
-    norm.differentiate(width, s->n * s->height * s->width, sums.data(), sums.data() + width,       \
-                       found, found + width, found + 2 * width, found + 3 * width,                 \
-                       found + 4 * width);                                                         \
-  }                                                                                                \
-  extern "C" void project_##T(const Shape *s, long sources, long channels, const T *const *x,      \
-                              const T *weight, T *y, T *moments) {                                 \
-    project(Projection{*s, sources, channels}, x, weight, y, moments);                             \
-  }                                                                                                \
-  extern "C" void project_backward_##T(const Shape *s, long sources, long channels,                \
-                                       const T *const *x, const T *weight, const T *const *g,      \
-                                       long stride, const T *y, const T *factors, long distance,   \
-                                       T *const *gx, const long *adds, T *gweight) {               \
-    const Gradient<T> given{g, stride, y, factors, distance, channels};                            \
-    project_backward(Projection{*s, sources, channels}, x, weight, given, gx, adds, gweight);      \
-  }                                                                                                \
-  extern "C" void pool_##T(const Shape *s, long largest, const T *x, T *y, T *moments) {           \
-    pool(*s, largest, x, y, moments);                                                              \
-  }                                                                                                \
-  extern "C" void pool_backward_##T(const Shape *s, long largest, const T *x, const T *y,          \
-                                    const T *g, T *gx) {                                           \
-    pool_backward(*s, largest, x, y, g, gx);                                                       \
-  }                                                                                                \
-  extern "C" void record_##T(const Record<T> *records, long count) { record(records, count); }     \
-  extern "C" void moments_##T(long rows, long channels, const T *x, T *moments) {                  \
-    find_moments(rows, channels, x, moments);                                                      \
-  }                                                                                                \
-  extern "C" void norm_backward_##T(long rows, long width, long edges, long channels,              \
-                                    const T *const *g, long stride, const T *y, const T *factors,  \
-                                    long distance, long adds, T *gx) {                             \
-    const Gradient<T> given{g, stride, y, factors, distance, width};                               \
-    norm_backward(rows, edges, channels, given, adds, gx);                                         \
-  }                                                                                                \
-  extern "C" void mix_##T(const Term<T> *terms, long count, long sum, long channels, long rows,    \
-                          const T *from, T *to) {                                                  \
-    mix(terms, count, sum, channels, rows, from, to);                                              \
-  }                                                                                                \
-  extern "C" void mix_backward_##T(const Term<T> *terms, long count, long sum, long channels,      \
-                                   long rows, const T *g, T *factors, long distance,               \
-                                   T *of_weight, T *of_bias, T *of_scale) {                        \
-    mix_backward(terms, count, sum, channels, rows, g, factors, distance, of_weight, of_bias,      \
-                 of_scale);                                                                        \
+// Makes the calls, one after the other, and writes how long each takes, unless that is null.
+extern "C" void run(const Call *calls, long count, const Word *words, long size,
+                    const Address *addresses, long number, char **tensors, double *seconds) {
+  static thread_local std::vector<Word> own;
+  own.assign(words, words + size);
+  tensors[0] = reinterpret_cast<char *>(own.data());
+  for (long i = 0; i < number; i++)
+    own[addresses[i].word].address = tensors[addresses[i].tensor] + own[addresses[i].word].number;
+  for (long i = 0; i < count; i++) {
+    const double began = seconds ? omp_get_wtime() : 0;
+    calls[i].kernel(own.data() + calls[i].first);
+    if (seconds) seconds[i] = omp_get_wtime() - began;
   }
+}
 
-EXPORT(float)
-EXPORT(double)
+#define KERNEL(name, T)                                                                            \
+  extern "C" void name##_##T(const Word *words) { call(name<T>, words); }
+#define KERNELS(name) KERNEL(name, float) KERNEL(name, double)
+
+KERNELS(convolve)
+KERNELS(convolve_backward)
+KERNELS(project)
+KERNELS(project_backward)
+KERNELS(pool)
+KERNELS(pool_backward)
+KERNELS(find_moments)
+KERNELS(record)
+KERNELS(mix)
+KERNELS(mix_backward)
+KERNELS(norm_backward)
+KERNELS(clear)
+KERNELS(join)
