@@ -16,6 +16,7 @@ from ssnas.memory import Memory
 from ssnas.mixed import Graph, Source
 from ssnas.norms import Norm, joined
 from ssnas.operations import ConvNorm, FactorizedReduce, Zero, build
+from ssnas.program import Program
 from ssnas.space import OPS
 from ssnas.terms import Term
 
@@ -43,6 +44,29 @@ def fresh():
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+class Spoiled(Memory):
+    """Memory that holds no numbers, so that what is read before it was written shows."""
+
+    def empty(self, size, dtype):
+        return super().empty(size, dtype).fill_(torch.nan)
+
+
+class Spoiling(Program):
+    """Whose memory is overwritten as soon as it is given back."""
+
+    def free(self, *places):
+        for place in places:
+            if place.tensor == self._memory.tensor:
+                self.call("clear", place, place.count)
+        super().free(*places)
+
+
+@pytest.fixture(autouse=True)
+def _spoiled(monkeypatch):
+    monkeypatch.setattr(fused, "_memory", Spoiled())
+    monkeypatch.setattr(fused, "Program", Spoiling)
 
 
 def images(channels, size, n=3, dtype=torch.float64):
@@ -284,8 +308,12 @@ def test_a_graph_follows_the_sizes_of_its_images(path, monkeypatch):
     graph = Graph(terms, 1, 2)
     for size in [*SIZES, *SIZES]:
         x = images(3, size)
+        with torch.no_grad():
+            alone = graph([x])
         expected = one_by_one([None, None], x, copy.deepcopy(terms))
         actual = graph([x])
+        for own, peer in zip(alone, actual, strict=True):
+            assert torch.equal(own, peer)
         for own, peer in zip(actual, expected, strict=True):
             assert_same(own, peer)
         direction = torch.randn(actual[0].shape)
@@ -341,6 +369,29 @@ def test_a_norm_without_momentum_is_refused():
     ops[0].norm.momentum = None
     with pytest.raises(TypeError, match="NoneType"):
         add_mixed([None], images(2, (3, 4)), [leaving(ops)])
+
+
+@pytest.mark.parametrize("reached", [0, 1])
+@pytest.mark.parametrize("name", REAL)
+def test_gradients_of_some_results_alone(path, name, reached):
+    """Operations side by side, of which some have no part in the loss."""
+    ops = operations(name, 2, 3, stride=2, affine=True)
+    x = images(3, (6, 5))
+    results = []
+    for function, own in ((one_by_one, copy.deepcopy(ops)), (add_mixed, ops)):
+        sums = function([None, None], x, [leaving(own)])
+        inputs = [x, *(weight for op in own for weight in op.parameters())]
+        loss = (sums[reached] * torch.arange(sums[reached].numel()).view(sums[reached].shape)).sum()
+        found = torch.autograd.grad(loss, inputs, allow_unused=True)
+        results.append(
+            [
+                torch.zeros_like(tensor) if gradient is None else gradient
+                for gradient, tensor in zip(found, inputs, strict=True)
+            ]
+        )
+    largest = max(gradient.abs().max() for gradient in results[0])
+    for expected, actual in zip(*results, strict=True):
+        assert (actual - expected).abs().max() <= 1e-9 * largest
 
 
 @compiled
@@ -543,18 +594,24 @@ def test_one_relu_serves_all_readers():
 
 
 @compiled
-def test_without_gradients_results_are_not_kept(monkeypatch):
+def test_only_what_is_needed_is_kept(monkeypatch):
     x = images(8, (32, 32), n=8)
     terms = [Term(operations("sep_conv_3x3", 1, 8), (i + 1,), (i,)) for i in range(6)]
-    peaks = []
-    for gradients in (True, False):
+
+    def peak(gradients, backward):
         monkeypatch.setattr(fused, "_memory", Memory())
         with torch.set_grad_enabled(gradients):
-            Graph(terms, 1, 6)([x])
-        peaks.append(fused._memory.peak // x.nbytes)
-    # Two layers and their sum for each of six; else all six sums, and the layers of one or two.
-    assert peaks[0] == 18
-    assert peaks[1] <= 10
+            *_, y = Graph(terms, 1, 6)([x])
+        if backward:
+            torch.autograd.grad(y.sum(), x)
+        return fused._memory.peak // x.nbytes
+
+    # Two layers and their sum for each of six.
+    assert peak(gradients=True, backward=False) == 18
+    # All six sums, and the layers of one or two.
+    assert peak(gradients=False, backward=False) <= 10
+    # The gradients for x, for two states and for a layer, and what is given.
+    assert peak(gradients=True, backward=True) <= 18 + 5
 
 
 @compiled
