@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,11 +49,11 @@ class OperatorTimes(TorchDispatchMode):
         """`Program.run`, timed: PyTorch does not dispatch the project's compiled kernels."""
 
         def timed(program: Program, *tensors: Tensor | None) -> None:
-            seconds = torch.zeros(len(program.calls), dtype=torch.float64)
+            seconds: list[float] = []
             run(program, *tensors, seconds=seconds)
-            for (kernel, arguments), taken in zip(program.calls, seconds.tolist(), strict=True):
-                words = [f"compiled {kernel}"]
-                for shape in _shapes(arguments):
+            for call, taken in zip(program.calls, seconds, strict=True):
+                words = [f"compiled {call.kernel}"]
+                for shape in _shapes(call.arguments):
                     words.append(f"{shape.kernel}×{shape.kernel}")
                     words += _kinds(shape.stride, shape.dilation)
                 self.totals.setdefault(" ".join(words), Total()).add(1, taken)
@@ -61,11 +61,13 @@ class OperatorTimes(TorchDispatchMode):
         return timed
 
 
-def _shapes(arguments: Sequence[Any]) -> list[Shape]:
+def _shapes(arguments: Sequence[Any]) -> Iterator[Shape]:
     """Those among the arguments of a kernel."""
-    nested = [own for own in arguments if isinstance(own, tuple) and not isinstance(own, Shape)]
-    found = [own for own in arguments if isinstance(own, Shape)]
-    return found + [shape for own in nested for shape in _shapes(own)]
+    for argument in arguments:
+        if isinstance(argument, Shape):
+            yield argument
+        elif isinstance(argument, tuple):
+            yield from _shapes(argument)
 
 
 def name_of(operator: Any, args: Sequence[Any]) -> str:

@@ -18,7 +18,8 @@ The gradients have no gradients of their own; PyTorch says so when they are aske
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,8 @@ from ssnas.program import Place, Program
 from ssnas.terms import Term
 
 PROGRAMS = 16
-"""How many programs a plan keeps, for as many sizes of images, modes and needs."""
+"""How many forward passes a plan keeps, for as many sizes of images and modes, and how many
+backward passes each of them does, for as many needs: those that were used last."""
 
 _memory = Memory()
 
@@ -83,7 +85,8 @@ class Plan:
         norms: all that there are.
         leaving: the parts to compute when a state, the last one that they read, is there.
         entering: those that each state consists of, and which of their targets it is.
-        weights: of the parts that have some, which of all they are.
+        weighted: how many targets have a weight.
+        weights: of the parts whose targets have some, which of all they are.
         read: for each state whether a part does.
         touched: for each sum whether it is entered or read; another one stays as it is.
     """
@@ -119,12 +122,18 @@ class Plan:
         Raises:
             TypeError: for statistics that the kernels cannot read and write.
         """
+        types = dtype, dtype, torch.int64
         found = []
         for norm in self.norms:
-            own = norm.running_mean, norm.running_var
-            if any(t.dtype != dtype or not t.is_cpu or not t.is_contiguous() for t in own):
-                raise TypeError("running statistics must be dense, of the images' type")
-            found += *own, norm.num_batches_tracked
+            own = norm.running_mean, norm.running_var, norm.num_batches_tracked
+            if any(
+                tensor is None or tensor.dtype != kind or not tensor.is_cpu
+                for tensor, kind in zip(own, types, strict=True)
+            ):
+                raise TypeError("running statistics must be on the CPU, of the images' type")
+            if not all(tensor.is_contiguous() for tensor in own):
+                raise TypeError("running statistics must be dense")
+            found += own
         return found
 
     def forward(self, tensors: Sequence[Tensor | None], keeps: bool) -> Forward:
@@ -136,15 +145,16 @@ class Plan:
         shapes = [None if tensor is None else tensor.shape for tensor in tensors]
         dtype = tensors[0].dtype
         key = (dtype, keeps, *shapes, *modes)
-        if key not in self._programs:
-            _make_room(self._programs)
-            self._programs[key] = Forward(self, dtype, shapes, keeps)
-        return self._programs[key]
+        return _kept(self._programs, key, lambda: Forward(self, dtype, shapes, keeps))
 
 
-def _make_room(programs: dict) -> None:
+def _kept(programs: dict[tuple, Any], key: tuple, make: Callable[[], Any]) -> Any:
+    """The program that is kept for this key, or else a new one."""
+    own = programs.pop(key, None) or make()
     if len(programs) == PROGRAMS:
         del programs[next(iter(programs))]
+    programs[key] = own
+    return own
 
 
 class Forward:
@@ -219,18 +229,14 @@ class Forward:
 
     def backward(self, needs: Sequence[bool], given: Sequence[bool]) -> Backward:
         """The program for the gradients that are needed, from those that are given; see there."""
-        key = *needs, *given
-        if key not in self._programs:
-            _make_room(self._programs)
-            self._programs[key] = Backward(self, needs, given)
-        return self._programs[key]
+        return _kept(self._programs, (*needs, *given), lambda: Backward(self, needs, given))
 
 
 class Backward:
     """The program that computes the gradients.
 
-    A run takes the tensors of the forward pass's, its memory, one for the gradients of `Inputs` and
-    weights, the gradients given for the sums, and those for states that are asked for.
+    A run takes the tensors of the forward pass's run, its memory, one tensor for all gradients for
+    weights and `Inputs`, the gradients given for the sums, and those for states that are asked for.
 
     Args:
         needs: for each of the tensors before the statistics whether its gradient is needed.
@@ -249,7 +255,7 @@ class Backward:
         self.program = Program(forward.program.dtype, after=forward.program)
         self._found = self.program.tensor(())
         self.found: list[Place] = []
-        self._places: dict[int, Place] = {}
+        self._of_tensors: dict[int, Place] = {}
         of_given, (of_scale, *rest) = needs[: plan.given], needs[plan.given :]
         self._of_states, self._needed = [*of_given, *rest[: plan.sums]], rest[plan.sums :]
         self.wanted = self._wanted(of_scale)
@@ -259,6 +265,7 @@ class Backward:
         self._factors = self._cleared_factors()
         self.gradients: list[Place | None] = [None] * len(self.states)
         self.returned: list[Place] = []
+        self._entered: set[int] = set()
         self._start(given)
         for state in reversed(range(len(self.states))):
             for part in plan.leaving[state]:
@@ -266,15 +273,13 @@ class Backward:
             if state >= plan.given and self.gradients[state] is not None:
                 self._enter(state)
             self._free_after(state)
-        of_states = [
-            own if need else None for own, need in zip(self.gradients, self._of_states, strict=True)
+        own = [
+            place if need else None
+            for place, need in zip(self.gradients, self._of_states, strict=True)
         ]
-        of_tensors = [self._places.get(i) for i in range(len(self.tensors))]
-        results = [
-            *(*of_states[: plan.given], self._of_scale, *of_states[plan.given :]),
-            *(own if need else None for own, need in zip(of_tensors, self._needed, strict=True)),
-        ]
-        self._results = [own and self._index(own) for own in results]
+        of_tensors = [self._of_tensors.get(i) for i in range(len(self.tensors))]
+        results = *own[: plan.given], self._of_scale, *own[plan.given :], *of_tensors
+        self._results = [place and self._index(place) for place in results]
 
     def _wanted(self, of_scale: bool) -> list[bool]:
         wanted = list(self._of_states)
@@ -305,7 +310,7 @@ class Backward:
         """Of a result among the tensors of a run and then all that was found."""
         if place.tensor != self._found.tensor:
             return place.tensor - 1
-        return self.program.tensors - 1 + self.found.index(place)
+        return self.program.tensors + self.found.index(place)
 
     def _start(self, given: Sequence[bool]) -> None:
         """From the gradients given for the sums, which may be others' too."""
@@ -333,13 +338,15 @@ class Backward:
 
     def of_tensors(self, where: slice) -> list[Place]:
         """Where the gradients for those tensors belong."""
-        for i in range(where.start, where.stop):
-            if i not in self._places:
-                shape = self.tensors[i].shape
-                self._places[i] = (
-                    self._new(shape) if self._needed[i] else self.program.empty(*shape)
-                )
-        return [self._places[i] for i in range(where.start, where.stop)]
+        return [self._of_tensor(i) for i in range(where.start, where.stop)]
+
+    def _of_tensor(self, i: int) -> Place:
+        shape = self.tensors[i].shape
+        if not self._needed[i]:
+            return self.program.empty(*shape)
+        if i not in self._of_tensors:
+            self._of_tensors[i] = self._new(shape)
+        return self._of_tensors[i]
 
     def of_affine(self, norms: Norms | None) -> Sequence[Place | None]:
         """Those for the norms' weights and biases, None if they are not needed."""
@@ -364,6 +371,7 @@ class Backward:
 
     def _enter(self, state: int) -> None:
         """Find what the norms of the terms of a state need of its gradient."""
+        self._entered.add(state)
         own, entering = self.gradients[state], self.plan.entering[state]
         terms = [self.forward.term(part, i) for part, i in entering]
         found = [self._found_for(part, i) for part, i in entering]
@@ -387,7 +395,7 @@ class Backward:
         """Take the gradients for a part's targets to what it comes from."""
         result = self.forward.results[part]
         channels = result.channels
-        unreached = [i for i, target in enumerate(part.targets) if self.gradients[target] is None]
+        unreached = [i for i, target in enumerate(part.targets) if target not in self._entered]
         if len(unreached) == len(part.targets):
             return
         beyond = [self.of_state(target, whole=False)[0] for target in part.targets]
@@ -476,13 +484,16 @@ class _Mixed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, forward, statistics, *tensors):
-        dtype = forward.program.dtype
+        plan, dtype = forward.plan, forward.program.dtype
         memory = _values(forward.program.size, dtype)
         sums = tuple(_memory.empty(place.shape, dtype) for place in forward.sums)
         forward.program.run(memory, *tensors, *statistics, *sums)
-        ctx.program, ctx.statistics = forward, len(statistics)
+        ctx.program = forward
         if forward.keeps:
-            ctx.save_for_backward(memory, *tensors, *sums)
+            # A backward pass reads neither what is added to sums nor statistics.
+            first, last = plan.given + 1, plan.given + 1 + plan.sums
+            kept = *tensors[:first], *[None] * plan.sums, *tensors[last:]
+            ctx.save_for_backward(memory, *kept, *[None] * len(statistics), *sums)
         ctx.set_materialize_grads(False)
         return sums
 
@@ -490,9 +501,6 @@ class _Mixed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *gradients):
         _, _, *needs = ctx.needs_input_grad
-        memory, *saved = ctx.saved_tensors
         given = [gradient is not None for gradient in gradients]
-        # No gradient is taken to statistics, nor needs them.
-        tensors = memory, *saved[: len(needs)], *[None] * ctx.statistics, *saved[len(needs) :]
         known = [_dense(gradient) for gradient in gradients if gradient is not None]
-        return None, None, *ctx.program.backward(needs, given).run(tensors, known)
+        return None, None, *ctx.program.backward(needs, given).run(ctx.saved_tensors, known)

@@ -73,8 +73,8 @@ class Inputs:
         return [tensor for found in self._found for tensor in found()]
 
 
-class Norm(NamedTuple):
-    """A batch norm's arguments, as `Norm` of kernels.cpp."""
+class Applied(NamedTuple):
+    """A batch norm that is applied to what is read, as `Norm` of kernels.cpp."""
 
     mean: Place | None = None
     var: Place | None = None
@@ -84,18 +84,15 @@ class Norm(NamedTuple):
     scale: Place | None = None
     fixed: bool = True
 
-    def of(self, channels: int, first: int, own: int, scale: Place | None) -> Norm:
+    def of(self, channels: int, first: int, own: int, scale: Place | None) -> Applied:
         """That of so many channels, from the first one on, with affine parameters from `own` on;
         and with what multiplies its result."""
-        starts = (first, first, 0, own, own)
-        parts = [
-            place.part(start, channels) if isinstance(place, Place) else place
-            for place, start in zip(self, starts, strict=False)
-        ]
-        return Norm(*parts, scale, self.fixed)
+        mean, var = (place and place.part(first, channels) for place in (self.mean, self.var))
+        weight, bias = (place and place.part(own, channels) for place in (self.weight, self.bias))
+        return self._replace(mean=mean, var=var, weight=weight, bias=bias, scale=scale)
 
 
-NO_NORM = Norm()
+NO_NORM = Applied()
 
 
 class Norms:
@@ -107,6 +104,8 @@ class Norms:
 
     def moments(self, to: Forward, y: Place) -> tuple[Place, Place | None]:
         """Mean and variance of y, one after the other, and what a kernel must write them into.
+
+        Where several norms have the same y, as behind a pooling, their statistics are the same.
 
         Raises:
             ValueError: for a single value a channel, which has no variance.
@@ -137,12 +136,12 @@ class Norms:
             )
         to.program.call("record", records, len(records))
 
-    def applied(self, to: Forward, moments: Place) -> Norm:
+    def applied(self, to: Forward, moments: Place) -> Applied:
         """To a result with this mean and variance."""
         width = moments.count // 2
         affine = (None, None) if self.affine is None else to.tensors[self.affine]
         mean, var = moments.parts([(width,), (width,)])
-        return Norm(mean, var, float(self.first.eps), *affine, fixed=not self.first.training)
+        return Applied(mean, var, float(self.first.eps), *affine, fixed=not self.first.training)
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,8 @@ class Result:
 
     y: Place
     channels: int
-    norm: Norm = NO_NORM
-    read: Sequence[tuple[Place, Norm]] = ()
+    norm: Applied = NO_NORM
+    read: Sequence[tuple[Place, Applied]] = ()
 
     def first(self, i: int) -> int:
         """The first channel for the i-th target."""
@@ -167,7 +166,8 @@ class Result:
 
     def of(self, i: int) -> Place:
         """The channels for the i-th target."""
-        return self.y.blocks(self.y.channels // self.channels)[self.first(i) // self.channels]
+        n, _, *size = self.y.shape
+        return Place(self.y.tensor, self.y.start + self.first(i), (n, self.channels, *size))
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class Part:
         raise NotImplementedError
 
     def normalised(
-        self, to: Forward, y: Place, moments: Place, *read: tuple[Place, Norm]
+        self, to: Forward, y: Place, moments: Place, *read: tuple[Place, Applied]
     ) -> Result:
         """The result, whose moments are recorded."""
         self.norms.record(to, moments, y.pixels)
@@ -400,7 +400,7 @@ class _Layer:
         kernel = self.first.depthwise.kernel_size[0]
         return _shape(x, self.edges, shared, kernel, self.first.stride, self.first.dilation)
 
-    def forward(self, to: Forward, x: Place, before: Norm) -> tuple[Place, Place]:
+    def forward(self, to: Forward, x: Place, before: Applied) -> tuple[Place, Place]:
         """The result and its moments; `before` is applied to x."""
         shape = self._shape(x, before is NO_NORM)
         channels = shape.operations * shape.channels
@@ -420,7 +420,7 @@ class _Layer:
         x: Place,
         of_x: tuple[Place | None, bool],
         norms: Norms | None = None,
-        before: Norm = NO_NORM,
+        before: Applied = NO_NORM,
     ) -> Given | None:
         """Gradients for the kernels and for x.
 

@@ -29,9 +29,9 @@ class Place:
     """Where a run finds or leaves values.
 
     Args:
-        tensor: index among those of the run.
+        tensor: which one of a run's, counted from 1; or `WORDS`.
         start: of the first value, among those of the tensor.
-        shape: (N, C, H, W), in the channels-last layout, or any other; dense.
+        shape: (N, C, H, W), in the channels-last layout, or any other; dense but for `blocks`.
     """
 
     tensor: int
@@ -73,6 +73,21 @@ class Place:
 Argument = int | float | Place | None
 
 
+@dataclass(frozen=True)
+class Call:
+    """Of a kernel.
+
+    Args:
+        kernel: its name, see `Program.call`.
+        arguments: see there.
+        start: where they begin among all words.
+    """
+
+    kernel: str
+    arguments: Sequence[Argument | Sequence]
+    start: int
+
+
 class Program:
     """Calls of `kernels`, one after the other, on the tensors of a run.
 
@@ -84,24 +99,23 @@ class Program:
     Attributes:
         size: values of the memory that the calls need for what is no tensor of its own.
         tensors: how many a run takes.
-        calls: the kernels and their arguments.
+        calls: those to be made.
     """
 
     def __init__(self, dtype: torch.dtype, after: Program | None = None) -> None:
         self.dtype, self.size = dtype, 0
-        self.tensors = 1 if after is None else after.tensors
+        self.tensors = 0 if after is None else after.tensors
         self._memory = self.tensor(())
         self._idle: list[tuple[int, int]] = []  # from, to; by address
         self._words: list[int] = []
         self._addresses: list[tuple[int, int]] = []
-        self.calls: list[tuple[str, Sequence[Argument | Sequence]]] = []
-        self._starts: list[int] = []
-        self._run: Callable[[Sequence[Tensor | None], Tensor | None], None] | None = None
+        self.calls: list[Call] = []
+        self._run: Callable[[Sequence[Tensor | None], list[float] | None], None] | None = None
 
     def tensor(self, shape: Sequence[int]) -> Place:
         """The next tensor of a run."""
         self.tensors += 1
-        return Place(self.tensors - 1, 0, tuple(shape))
+        return Place(self.tensors, 0, tuple(shape))
 
     def empty(self, *shape: int) -> Place:
         """Values in the program's memory, until they are given back."""
@@ -142,8 +156,8 @@ class Program:
                 those: a structure or an array, see `place`.
         """
         found = [self.place(own) if isinstance(own, Sequence) else own for own in arguments]
-        self.calls.append((kernel, arguments))
-        self._starts.append(self._enter(found))
+        self.calls.append(Call(kernel, arguments, self._enter(found)))
+        self._run = None
 
     def place(self, values: Sequence) -> Place:
         """Where a structure or an array is to be found: its values one after the other, and in the
@@ -163,17 +177,21 @@ class Program:
                 self._words.append(int(value or 0))
         return first
 
-    def run(self, *tensors: Tensor | None, seconds: Tensor | None = None) -> None:
+    def run(self, *tensors: Tensor | None, seconds: list[float] | None = None) -> None:
         """Make the calls.
 
         Args:
             tensors: dense, on the CPU: those of the program before this one, `size` values of
                 memory, and the others, None for those that no call needs.
-            seconds: float64, to be filled with how long each call takes.
+            seconds: to be extended by how long each call takes.
+
+        Raises:
+            ValueError: for another number of tensors.
         """
+        if len(tensors) != self.tensors:
+            raise ValueError(f"a run takes {self.tensors} tensors; found {len(tensors)}")
         if self._run is None:
-            names = [kernel for kernel, _ in self.calls]
-            calls = list(zip(names, self._starts, strict=True))
+            calls = [(call.kernel, call.start) for call in self.calls]
             self._run = kernels.linked(self.dtype, self._words, self._addresses, calls)
         self._run(tensors, seconds)
 

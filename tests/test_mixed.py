@@ -362,6 +362,51 @@ def test_a_result_that_was_changed_is_refused():
         second.sum().backward()
 
 
+def test_sums_without_a_part_in_the_loss(path):
+    """Two terms enter a sum that nothing reads; one of them has another target, which counts."""
+    terms = [
+        Term(operations("dil_conv_3x3", 2, 3, affine=True), (1, 2), (0,)),
+        Term(operations("dil_conv_5x5", 1, 3, affine=True), (2,), (0,)),
+    ]
+    reached, _ = Graph(terms, 1, 2)([images(3, (6, 5))])
+    reached.square().sum().backward()
+    for op in (terms[0].ops[1], terms[1].ops[0]):
+        for weight in op.parameters():
+            assert weight.grad is None or not weight.grad.any()
+    assert all(weight.grad.any() for weight in terms[0].ops[0].parameters())
+
+
+def test_what_is_added_to_may_change(path):
+    """Only the sum is read again."""
+    before, x = images(3, (6, 5)), images(3, (6, 5))
+    total = before * 1
+    (y,) = add_mixed([total], x, [leaving(operations("dil_conv_3x3", 1, 3))])
+    with torch.no_grad():
+        total.add_(1)
+    (gradient,) = torch.autograd.grad(y.square().sum(), before)
+    assert_same(gradient, 2 * y.detach())
+
+
+@compiled
+@pytest.mark.parametrize("counter", [None, torch.tensor(0.0), torch.tensor(0, dtype=torch.int32)])
+def test_counters_of_another_type_are_refused(counter):
+    ops = operations("dil_conv_3x3", 1, 2)
+    ops[0].norm.num_batches_tracked = counter
+    with pytest.raises(TypeError, match="running statistics"):
+        add_mixed([None], images(2, (3, 4)), [leaving(ops)])
+
+
+@compiled
+def test_programs_that_were_used_last_are_kept(monkeypatch):
+    monkeypatch.setattr(fused, "PROGRAMS", 2)
+    made = []
+    monkeypatch.setattr(fused, "Program", lambda *args, **kwargs: made.append(1) or Program(*args))
+    graph = Graph([leaving(operations("skip_connect", 1, 2))], 1, 1)
+    for size, programs in (((2, 2), 1), ((3, 3), 2), ((2, 2), 2), ((4, 4), 3), ((2, 2), 3)):
+        graph([images(2, size).detach()])
+        assert len(made) == programs
+
+
 @compiled
 def test_a_norm_without_momentum_is_refused():
     """The cumulative average, which the kernels do not know."""

@@ -91,10 +91,10 @@ def linked(
     words: Sequence[int],
     addresses: Sequence[tuple[int, int]],
     calls: Sequence[tuple[str, int]],
-) -> Callable[[Sequence[Tensor | None], Tensor | None], None]:
+) -> Callable[[Sequence[Tensor | None], list[float] | None], None]:
     """What makes calls of kernels, one after the other, on the tensors that it gets.
 
-    It also takes where to write the seconds that each call takes, or None.
+    It also takes a list that it extends by the seconds that each call took, or None.
 
     Args:
         dtype: of the tensors.
@@ -106,15 +106,17 @@ def linked(
     functions = [(_address(f"{name}_{NAMES[dtype]}"), first) for name, first in calls]
     tables = functions, [(word,) for word in words], addresses
     arguments = [argument for table in tables for argument in (_longs(table), len(table))]
-    run = library().run
+    native = library().run
 
-    def linked(tensors: Sequence[Tensor | None], seconds: Tensor | None) -> None:
-        starts = [None if tensor is None else tensor.data_ptr() for tensor in (*tensors, seconds)]
+    def run(tensors: Sequence[Tensor | None], seconds: list[float] | None) -> None:
         # The first is for the words' own address.
-        addresses = (ctypes.c_void_p * len(starts))(None, *starts[:-1])
-        run(*arguments, addresses, starts[-1])
+        starts = [None, *(None if own is None else own.data_ptr() for own in tensors)]
+        taken = None if seconds is None else (ctypes.c_double * len(calls))()
+        native(*arguments, (ctypes.c_void_p * len(starts))(*starts), taken)
+        if seconds is not None:
+            seconds.extend(taken)
 
-    return linked
+    return run
 
 
 def _longs(rows: Sequence[tuple[int, ...]]) -> ctypes.Array:

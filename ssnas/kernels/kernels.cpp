@@ -8,7 +8,6 @@
 //
 // Batch norms are never written to memory either, nor are their gradients: both are affine by
 // channel, and whoever reads a tensor applies them to what it reads.
-
 //
 // Kernels are called by `run`. Their arguments, and the fields of the structures that they take,
 // are words of 8 bytes each.
@@ -1098,9 +1097,9 @@ template <class T> void join(const T *const *from, long count, long size, T *to)
   for (long i = 0; i < count; i++) std::copy_n(from[i], size, to + i * size);
 }
 
-union Word {
+// An argument, or a field of a structure or an array that an argument points to.
+union __attribute__((may_alias)) Word {
   long number;
-  double real;
   char *address;
 };
 
@@ -1109,8 +1108,10 @@ template <class A> decltype(auto) argument(const Word &word) {
     return *reinterpret_cast<std::remove_reference_t<A> *>(word.address);
   else if constexpr (std::is_pointer_v<A>)
     return reinterpret_cast<A>(word.address);
-  else
+  else {
+    static_assert(std::is_integral_v<A>, "real numbers are passed within structures");
     return A(word.number);
+  }
 }
 
 // Calls a kernel with the words that follow each other.
