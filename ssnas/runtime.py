@@ -19,18 +19,20 @@ from ssnas.errors import InputError
 def choose_device(name: str = "auto") -> torch.device:
     """`auto`: the accelerator if there is one, else the CPU; or a device by its PyTorch name.
 
+    torchrun numbers the processes of a machine: each takes the accelerator of its own number,
+    unless the name has one.
+
     Raises:
         InputError: for a device that this machine does not have.
     """
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
-        # torchrun numbers the processes of a machine; each takes the accelerator of its number.
-        local = os.environ.get("LOCAL_RANK")
-        if found is None:
-            return torch.device("cpu")
-        return found if local is None else torch.device(found.type, int(local))
+        name = "cpu" if found is None else found.type
     try:
         device = torch.device(name)
+        local = os.environ.get("LOCAL_RANK")
+        if local is not None and device.type != "cpu" and device.index is None:
+            device = torch.device(device.type, int(local))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
