@@ -429,6 +429,10 @@ class Backward:
         memory, found = _values(self.program.size, dtype), _values(sum(counts), dtype)
         returned = [_memory.empty(place.shape, dtype) for place in self.returned]
         run = [*tensors, memory, found, *gradients, *returned]
+        for place in self.states:
+            if place is not None:
+                # Hooks on saved tensors may have brought them to another layout.
+                run[place.tensor - 1] = _dense(run[place.tensor - 1])
         self.program.run(*run)
         parts = zip(found.split(counts), self.found, strict=True)
         run += (own.view(place.shape) for own, place in parts)

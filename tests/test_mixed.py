@@ -351,6 +351,17 @@ def test_gradients_may_be_asked_for_twice(path):
     assert torch.equal(*first, *second)
 
 
+def test_saved_tensors_may_come_back_in_another_layout(path):
+    """As from hooks that keep them elsewhere."""
+    terms = [Term(operations("sep_conv_3x3", 1, 3, mode="eval"), (i + 1,), (i,)) for i in range(2)]
+    x, found = images(3, (6, 5)), []
+    for pack in (lambda tensor: tensor, lambda tensor: tensor.contiguous()):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            _, y = Graph(terms, 1, 2)([x])
+        found += torch.autograd.grad(y.square().sum(), x)
+    assert_same(*found)
+
+
 @compiled
 def test_a_result_that_was_changed_is_refused():
     """Its gradient would be that of another."""
