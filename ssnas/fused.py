@@ -126,13 +126,13 @@ class Plan:
         found = []
         for norm in self.norms:
             own = norm.running_mean, norm.running_var, norm.num_batches_tracked
-            if any(
-                tensor is None or tensor.dtype != kind or not tensor.is_cpu
-                for tensor, kind in zip(own, types, strict=True)
-            ):
-                raise TypeError("running statistics must be on the CPU, of the images' type")
-            if not all(tensor.is_contiguous() for tensor in own):
-                raise TypeError("running statistics must be dense")
+            for tensor, kind in zip(own, types, strict=True):
+                usable = tensor is not None and tensor.is_cpu and tensor.is_contiguous()
+                if not usable or tensor.dtype != kind:
+                    raise TypeError(
+                        "running statistics must be dense, on the CPU, and of the images' type; "
+                        "the number of batches, of int64"
+                    )
             found += own
         return found
 

@@ -396,13 +396,14 @@ class _Layer:
         self.norms = norms
         self.edges, self.first = len(ops), ops[0]
 
-    def _shape(self, x: Place, shared: bool) -> Shape:
+    def _shape(self, x: Place) -> Shape:
+        shared = x.channels == self.first.depthwise.in_channels
         kernel = self.first.depthwise.kernel_size[0]
         return _shape(x, self.edges, shared, kernel, self.first.stride, self.first.dilation)
 
     def forward(self, to: Forward, x: Place, before: Applied) -> tuple[Place, Place]:
         """The result and its moments; `before` is applied to x."""
-        shape = self._shape(x, before is NO_NORM)
+        shape = self._shape(x)
         channels = shape.operations * shape.channels
         y = to.program.empty(*_result(x, channels, self.first.stride))
         moments, written = self.norms.moments(to, y)
@@ -446,7 +447,7 @@ class _Layer:
             behind = Given(of_x[0].blocks(self.edges), width, x, factors)
         to.program.call(
             "convolve_backward",
-            *(self._shape(x, norms is None), x, before, *kernels, given.arguments(to)),
+            *(self._shape(x), x, before, *kernels, given.arguments(to)),
             *(*of_x, found, *of_kernels),
         )
         return behind

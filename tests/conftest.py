@@ -1,5 +1,7 @@
 """Tiny images and one thread for all tests: the nets are too small to share work."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,20 @@ from ssnas.datasets import Dataset, Splits
 from ssnas.genotype import Edge, Genotype
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def in_threads():
+    """Calls work(0.), work(1.), … in threads of their own at once, and waits for all."""
+
+    def run(work):
+        threads = [threading.Thread(target=work, args=(float(value),)) for value in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return run
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import gc
 import mmap
-import threading
 
 import pytest
 import torch
@@ -98,7 +97,7 @@ def test_the_garbage_collector_returns_memory_too():
     assert first in {page(x) for x in [memory.empty(SIZE, torch.float32) for _ in range(2)]}
 
 
-def test_threads_do_not_share_tensors():
+def test_threads_do_not_share_tensors(in_threads):
     memory, failed = Memory(), []
 
     def work(value):
@@ -107,9 +106,5 @@ def test_threads_do_not_share_tensors():
             if not (x == value).all():
                 failed.append(value)
 
-    threads = [threading.Thread(target=work, args=(value,)) for value in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work)
     assert not failed

@@ -1,6 +1,5 @@
 """Programs of kernel calls, against what the calls are to compute."""
 
-import threading
 from itertools import pairwise
 
 import pytest
@@ -115,7 +114,7 @@ def test_places_within_a_place():
 
 
 @compiled
-def test_a_program_runs_in_several_threads_at_once():
+def test_a_program_runs_in_several_threads_at_once(in_threads):
     program = Program(torch.float64)
     x, y = program.tensor((1000,)), program.tensor((1000,))
     for i in range(50):
@@ -130,11 +129,7 @@ def test_a_program_runs_in_several_threads_at_once():
             if not torch.equal(found, given):
                 failed.append(value)
 
-    threads = [threading.Thread(target=work, args=(value,)) for value in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work)
     assert not failed
 
 
