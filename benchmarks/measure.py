@@ -22,9 +22,10 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from ssnas import capture, kernels
+from ssnas.engine.cpu import library as kernels
 from ssnas.errors import InputError
-from ssnas.runtime import choose_device, machine
+from ssnas.runtime import cuda_graph as capture
+from ssnas.runtime.device import choose_device, machine
 
 SWITCH = ("off", "on")
 PRECISIONS = ("off", "bf16")
@@ -102,7 +103,7 @@ def setting_of(args: argparse.Namespace) -> Setting:
 def environment(setting: Setting) -> dict[str, Any]:
     """What was measured on what: device, host, versions and commit.
 
-    `compiled_kernels` says whether the CPU had those of `ssnas.kernels`.
+    `compiled_kernels` says whether the CPU had those of `ssnas.engine.cpu.library`.
     """
     return {
         **machine(torch.device(setting.device)),

@@ -22,12 +22,13 @@ from benchmarks import measure
 from benchmarks.measure import Setting
 from benchmarks.systems import System, computing
 from ssnas.artifacts import read_splits
-from ssnas.augment import Normalise
-from ssnas.config import Run, load_main
-from ssnas.objectives import images_of
+from ssnas.config.load import load_main
+from ssnas.config.schema import Run
+from ssnas.data.views import Normalise
 from ssnas.report.style import ACCENT, DARK, save, styled
-from ssnas.runtime import choose_device
+from ssnas.runtime.device import choose_device
 from ssnas.search import search
+from ssnas.training.objectives import images_of
 
 LOSSES = {"loss_alpha": "loss of the α steps", "loss_weights": "loss of the ω steps"}
 NAMES = {"off": ("float32", DARK), "bf16": ("bfloat16", ACCENT)}

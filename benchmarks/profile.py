@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import measure
 from benchmarks.measure import Setting, Step, Total
 from benchmarks.systems import STEPS, System, make_step, replaced, systems_for
-from ssnas.parts import Shape
-from ssnas.program import Program
+from ssnas.engine.cpu.lowering import Shape
+from ssnas.engine.cpu.tape import Program
 
 ROWS = 25
 CONVOLUTIONS = ("convolution", "convolution_backward")

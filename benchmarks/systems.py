@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Setting
-from ssnas import objectives, search
-from ssnas.bilateral import build_supernet
-from ssnas.capture import Captured
-from ssnas.config import Finetune, Search, Views
-from ssnas.descent import Descent
-from ssnas.genotype import derive
-from ssnas.longtail import class_counts
+from ssnas import search
+from ssnas.config.schema import Finetune, Search, Views
+from ssnas.data.longtail import class_counts
 from ssnas.losses import make_loss
-from ssnas.network import Network
-from ssnas.objectives import SelfSupervised, Supervised
-from ssnas.runtime import seed_everything
+from ssnas.networks.bilateral import build_supernet
+from ssnas.networks.derived import Network
+from ssnas.networks.genotype import derive
+from ssnas.networks.supernet import PlainSupernet, Supernet
+from ssnas.runtime.cuda_graph import Captured
+from ssnas.runtime.device import seed_everything
 from ssnas.search import Bilevel
-from ssnas.supernet import PlainSupernet, Supernet
+from ssnas.training import objectives
+from ssnas.training.objectives import SelfSupervised, Supervised
+from ssnas.training.optimizer import Descent
 
 SEED = 0
 COUNTS = class_counts(5000, 10, "exponential", 10)

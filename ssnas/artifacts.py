@@ -14,10 +14,10 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssnas.config import Run
-from ssnas.datasets import Splits, read
+from ssnas.config.schema import Run
+from ssnas.data import Splits, read
 from ssnas.errors import InputError
-from ssnas.genotype import Genotype
+from ssnas.networks.genotype import Genotype
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssnas.config import LOSSES
 from ssnas.errors import InputError
-from ssnas.runtime import constant
+from ssnas.runtime.device import constant
 
+LOSSES = ("ce", "ce+la", "focal", "focal+la", "ldam-drw", "sigmoid", "balanced-sigmoid")
 _SINGLE_LABEL = ("ldam-drw", "balanced-sigmoid")
 _WITHOUT_COUNTS = ("ce", "focal", "sigmoid")
 _DRW_BETA = 0.9999
@@ -72,10 +72,12 @@ def zero_one(weights: Tensor, norm: str = "l2") -> Tensor:
 
     Raises `InputError` for another `norm`.
     """
-    distances = {"l2": torch.square, "l1": torch.abs}
-    if norm not in distances:
-        raise InputError(f"norm: found {norm!r}; accepted: {', '.join(distances)}")
-    return -distances[norm](_float(weights) - 0.5).mean()
+    if norm not in ZERO_ONE_NORMS:
+        raise InputError(f"norm: found {norm!r}; accepted: {', '.join(ZERO_ONE_NORMS)}")
+    return -ZERO_ONE_NORMS[norm](_float(weights) - 0.5).mean()
+
+
+ZERO_ONE_NORMS = {"l2": torch.square, "l1": torch.abs}
 
 
 def adjust_logits(
@@ -225,7 +227,7 @@ def make_loss(
     meaned over samples and labels; `sigmoid` adds up the labels.
 
     What a criterion needs beside its arguments is kept on their device, so that the step may be
-    captured (`ssnas.capture`); the epoch, which counts from 0, may be a tensor on it.
+    captured (`ssnas.runtime.cuda_graph`); the epoch, which counts from 0, may be a tensor on it.
 
     Raises `InputError` for an unknown name, for a loss that multi-label data does not define, for
     missing counts, and for a class whose count leaves the loss undefined.

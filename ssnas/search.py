@@ -16,21 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from ssnas import losses
-from ssnas.augment import Normalise
-from ssnas.bilateral import backbone_rate, build_supernet
-from ssnas.capture import Captured
-from ssnas.checkpoint import Checkpoint
-from ssnas.config import Search, Views
-from ssnas.descent import Descent, fused, set_rate, without_gradients
-from ssnas.distributed import active, average_gradients
+from ssnas.config.schema import Search, Views
+from ssnas.data.sampling import draw_batches
+from ssnas.data.views import Normalise
 from ssnas.errors import InputError
-from ssnas.loop import GeneratorState, Loop
 from ssnas.metrics import knn_accuracy
-from ssnas.objectives import Bilateral, Draws, Images, SelfSupervised, supervised
-from ssnas.runtime import autocast, generator, seed_everything
-from ssnas.sampling import draw_batches
-from ssnas.space import CELL_KINDS, EDGES
-from ssnas.supernet import Supernet, frozen_statistics
+from ssnas.networks.bilateral import backbone_rate, build_supernet
+from ssnas.networks.space import CELL_KINDS, EDGES
+from ssnas.networks.supernet import Supernet, frozen_statistics
+from ssnas.runtime.cuda_graph import Captured
+from ssnas.runtime.device import autocast, generator, seed_everything
+from ssnas.runtime.distributed import active, average_gradients
+from ssnas.training.checkpoint import Checkpoint
+from ssnas.training.objectives import Bilateral, Draws, Images, SelfSupervised, supervised
+from ssnas.training.optimizer import Descent, fused, set_rate, without_gradients
+from ssnas.training.trainer import GeneratorState, Loop
 
 ALPHA_BETAS = (0.5, 0.999)
 DECIDED = (0.15, 0.85)
@@ -55,7 +55,7 @@ class Bilevel:
 
     Args:
         supernet: on the device.
-        objective: see `ssnas.objectives`.
+        objective: see `ssnas.training.objectives`.
         config: optimisers and weights of the losses.
     """
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ssnas.augment import Normalise
-from ssnas.checkpoint import Checkpoint
-from ssnas.config import Finetune
-from ssnas.datasets import Dataset, Source, folds, split
-from ssnas.network import inherit
-from ssnas.runtime import seed_everything
-from ssnas.train import evaluate, fit
+from ssnas.config.schema import Finetune
+from ssnas.data import Dataset, Source, folds, split
+from ssnas.data.views import Normalise
+from ssnas.finetune import evaluate, fit
+from ssnas.networks.derived import inherit
+from ssnas.runtime.device import seed_everything
+from ssnas.training.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

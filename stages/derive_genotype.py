@@ -1,11 +1,11 @@
 """Derive the genotype from the searched α, and draw it."""
 
 from ssnas.artifacts import Places, load_weights, search_description, write_text
-from ssnas.config import Run
-from ssnas.genotype import derive
+from ssnas.config.schema import Run
+from ssnas.networks.genotype import derive
+from ssnas.networks.supernet import architecture_of
 from ssnas.report import draw_genotype
-from ssnas.supernet import architecture_of
-from stages.common import main
+from stages.cli import main
 
 
 def derive_genotype(run: Run) -> None:

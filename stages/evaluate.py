@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ssnas import datasets, metrics
+from ssnas import data as datasets
+from ssnas import metrics
 from ssnas.artifacts import (
     Places,
     finetune_description,
@@ -11,15 +12,15 @@ from ssnas.artifacts import (
     write_csv,
     write_json,
 )
-from ssnas.augment import Normalise
-from ssnas.baselines import linear_classifier
-from ssnas.bilateral import BilateralSupernet
-from ssnas.config import Run
-from ssnas.derived import build_network
+from ssnas.config.schema import Run
+from ssnas.data.views import Normalise
+from ssnas.finetune import figures, mixing_sweep, predict
+from ssnas.networks.baselines import linear_classifier
+from ssnas.networks.bilateral import BilateralSupernet
+from ssnas.networks.factory import build_network
 from ssnas.report import confusion_picture, per_class_picture
-from ssnas.runtime import choose_device
-from ssnas.train import figures, mixing_sweep, predict
-from stages.common import main
+from ssnas.runtime.device import choose_device
+from stages.cli import main
 
 
 def evaluate(run: Run) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ssnas.report import Records, read_figures, write_figure
-from stages.common import guarded
+from stages.cli import guarded
 
 FIGURES, FOLDER = Path("papers/figures.yaml"), Path("metrics/figures")
 

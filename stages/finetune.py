@@ -6,7 +6,7 @@ import dataclasses
 import torch
 from torch import nn
 
-from ssnas import datasets
+from ssnas import data as datasets
 from ssnas.artifacts import (
     Places,
     finetune_description,
@@ -15,15 +15,15 @@ from ssnas.artifacts import (
     write_csv,
     write_json,
 )
-from ssnas.augment import Normalise
-from ssnas.checkpoint import Checkpoint, code_digest
-from ssnas.config import Run
-from ssnas.derived import build_network, start_from_search
-from ssnas.distributed import process_group, rank
-from ssnas.network import multiply_adds, parameter_count
-from ssnas.runtime import choose_device, machine, peak_memory_mb, seed_everything
-from ssnas.train import Fitted, fit, latency_ms, pretrain
-from stages.common import main
+from ssnas.config.schema import Run
+from ssnas.data.views import Normalise
+from ssnas.finetune import Fitted, fit, latency_ms, pretrain
+from ssnas.networks.derived import multiply_adds, parameter_count
+from ssnas.networks.factory import build_network, start_from_search
+from ssnas.runtime.device import choose_device, machine, peak_memory_mb, seed_everything
+from ssnas.runtime.distributed import process_group, rank
+from ssnas.training.checkpoint import Checkpoint, code_digest
+from stages.cli import main
 
 
 def finetune(run: Run) -> None:

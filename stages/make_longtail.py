@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from ssnas import datasets
+from ssnas import data as datasets
 from ssnas.artifacts import Places, write_csv, write_json
-from ssnas.config import Run
+from ssnas.config.schema import Run
 from ssnas.report import class_counts_picture
-from stages.common import main
+from stages.cli import main
 
 RAW = Path("data/raw")
 

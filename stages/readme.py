@@ -7,7 +7,7 @@ from pathlib import Path
 from ssnas.report import Records, read_tables
 from ssnas.report.declared import TABLES
 from ssnas.report.readme import replace_block, results
-from stages.common import guarded
+from stages.cli import guarded
 from stages.tables import FOLDER
 
 README = Path("README.md")

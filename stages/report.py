@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ssnas.config import Run
+from ssnas.config.schema import Run
 from ssnas.report import write_html
-from stages.common import main
+from stages.cli import main
 
 
 def report(run: Run) -> None:

@@ -2,8 +2,9 @@
 
 import yaml
 
-from ssnas.config import PARAMS, ROWS, SYSTEMS, expand, read_yaml
-from stages.common import guarded
+from ssnas.config.load import PARAMS, ROWS, read_yaml
+from ssnas.config.systems import SYSTEMS, expand
+from stages.cli import guarded
 
 HEAD = """\
 # Generated from systems.yaml by `python -m stages.rows`: the rows of the papers' tables as DVC

@@ -12,15 +12,15 @@ from ssnas.artifacts import (
     write_csv,
     write_json,
 )
-from ssnas.augment import Normalise
-from ssnas.checkpoint import Checkpoint, code_digest
-from ssnas.config import Run
-from ssnas.datasets import Splits
-from ssnas.distributed import process_group, rank
-from ssnas.objectives import Images, images_of
-from ssnas.runtime import choose_device, machine, peak_memory_mb
+from ssnas.config.schema import Run
+from ssnas.data import Splits
+from ssnas.data.views import Normalise
+from ssnas.runtime.device import choose_device, machine, peak_memory_mb
+from ssnas.runtime.distributed import process_group, rank
 from ssnas.search import Found, knn_monitor, search
-from stages.common import main
+from ssnas.training.checkpoint import Checkpoint, code_digest
+from ssnas.training.objectives import Images, images_of
+from stages.cli import main
 
 
 def run_search(run: Run) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ssnas.report import Records, read_tables, write_tables
 from ssnas.report.declared import TABLES
-from stages.common import guarded
+from stages.cli import guarded
 
 FOLDER = Path("metrics/tables")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ssnas import datasets
+from ssnas import data as datasets
 from ssnas.artifacts import (
     Places,
     finetune_description,
@@ -13,15 +13,15 @@ from ssnas.artifacts import (
     search_description,
     write_json,
 )
-from ssnas.augment import Normalise
-from ssnas.checkpoint import Checkpoint, code_digest
-from ssnas.config import Run
-from ssnas.derived import build_network
+from ssnas.config.schema import Run
+from ssnas.data.views import Normalise
 from ssnas.metrics import mean_std
-from ssnas.network import multiply_adds, parameter_count
-from ssnas.runtime import choose_device, machine
+from ssnas.networks.derived import multiply_adds, parameter_count
+from ssnas.networks.factory import build_network
+from ssnas.runtime.device import choose_device, machine
+from ssnas.training.checkpoint import Checkpoint, code_digest
 from ssnas.transfer import Part, parts, train_and_test
-from stages.common import main
+from stages.cli import main
 
 RAW = Path("data/raw")
 

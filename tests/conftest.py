@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssnas.datasets import Dataset, Splits
-from ssnas.genotype import Edge, Genotype
+from ssnas.data import Dataset, Splits
+from ssnas.networks.genotype import Edge, Genotype
 
 torch.set_num_threads(1)
 

@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ssnas import loop as loop_module
 from ssnas import search as module
-from ssnas.augment import Normalise
-from ssnas.checkpoint import Checkpoint
-from ssnas.config import Search, Views
+from ssnas.config.schema import Search, Views
+from ssnas.data.views import Normalise
 from ssnas.errors import InputError
-from ssnas.objectives import Images, SelfSupervised
+from ssnas.networks.space import EDGES, RELAXATIONS
+from ssnas.networks.supernet import Supernet
 from ssnas.search import Bilevel, encode, knn_monitor, search
-from ssnas.space import EDGES, RELAXATIONS
-from ssnas.supernet import Supernet
+from ssnas.training import trainer as loop_module
+from ssnas.training.checkpoint import Checkpoint
+from ssnas.training.objectives import Images, SelfSupervised
 
 CONFIG = Search(
     channels=2,

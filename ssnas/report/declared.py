@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssnas.config import build, read_yaml
+from ssnas.config.load import read_yaml
+from ssnas.config.schema import build
 from ssnas.errors import InputError
 from ssnas.report.records import TESTED, Records, cross_validated
 from ssnas.report.run import FIGURES

@@ -29,7 +29,7 @@ from ssnas.report.style import (
 )
 
 if TYPE_CHECKING:
-    from ssnas.genotype import Edge, Genotype
+    from ssnas.networks.genotype import Edge, Genotype
 
 # One unit is one pixel of a picture shown 900 pixels wide.
 WIDTH, PANEL, GAP, LEGEND = 900, 332, 14, 40

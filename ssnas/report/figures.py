@@ -17,9 +17,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ssnas.config import build, read_yaml
+from ssnas.config.load import read_yaml
+from ssnas.config.schema import build
 from ssnas.errors import InputError
-from ssnas.genotype import Edge, Genotype
+from ssnas.networks.genotype import Edge, Genotype
+from ssnas.networks.space import CELL_KINDS
 from ssnas.report.declared import choose, mapping, require
 from ssnas.report.drawing import GAP, LEGEND, PANEL, WIDTH, draw_cell, draw_legend
 from ssnas.report.files import read_csv, read_json, read_text
@@ -34,7 +36,6 @@ from ssnas.report.style import (
     shorten,
     styled,
 )
-from ssnas.space import CELL_KINDS
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssnas.config import ROWS, read_yaml
+from ssnas.config.load import ROWS, read_yaml
 from ssnas.errors import InputError
 from ssnas.report.files import read_json
 

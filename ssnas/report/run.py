@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from ssnas.genotype import Edge, Genotype
+from ssnas.networks.genotype import Edge, Genotype
+from ssnas.networks.space import OPS
 from ssnas.report.files import read_csv, read_json, read_text
-from ssnas.space import OPS
 
 # key in evaluate.json: (title, whether it is shown in per cent)
 FIGURES = {

@@ -1,0 +1,11 @@
+"""Every source of images, as one in-memory type, and its splits.
+
+`load` reads a source, `split` makes its long-tailed splits, `write` and `read` keep them in one
+`.npz` that holds no code, `folds` cuts a data set for cross-validation.
+"""
+
+from ssnas.data.sources import load
+from ssnas.data.splits import folds, read, split, write
+from ssnas.data.types import Dataset, Source, Splits
+
+__all__ = ["Dataset", "Source", "Splits", "folds", "load", "read", "split", "write"]

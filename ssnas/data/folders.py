@@ -1,0 +1,251 @@
+"""Single images: sizes, modes, and folders of them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ssnas.data.longtail import is_integer
+from ssnas.data.types import SPLITS, Dataset
+from ssnas.errors import InputError
+
+CHANNELS = ("keep", "grey", "rgb")
+BAD_IMAGES = ("error", "skip")
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+READ_AHEAD = 256
+THREADS = 4
+
+
+class Options(NamedTuple):
+    """How images are read: side in pixels (None: as they are), channels, what to do if bad."""
+
+    size: int | None = None
+    channels: str = "keep"
+    bad_images: str = "error"
+
+
+class Folder(NamedTuple):
+    """What an image folder held: its splits, a checksum, and the images that were skipped."""
+
+    splits: dict[str, Dataset | None]
+    sha256: str
+    skipped: list[str]
+
+
+class _File(NamedTuple):
+    split: str
+    label: int
+    path: Path
+
+
+def check_options(options: Options) -> None:
+    """Raise InputError naming `size`, `channels` or `bad_images`."""
+    if options.size is not None and not is_integer(options.size, 1):
+        raise InputError(
+            f"size: found {options.size!r}; accepted: null or pixels, an integer from 1 up"
+        )
+    if options.channels not in CHANNELS:
+        raise InputError(f"channels: found {options.channels!r}; accepted: {', '.join(CHANNELS)}")
+    if options.bad_images not in BAD_IMAGES:
+        raise InputError(
+            f"bad_images: found {options.bad_images!r}; accepted: {', '.join(BAD_IMAGES)}"
+        )
+
+
+def convert(dataset: Dataset, options: Options) -> Dataset:
+    """The same images at the size and with the channels asked for."""
+    *sides, depth = dataset.images.shape[1:]
+    wanted_sides = sides if options.size is None else [options.size, options.size]
+    wanted_depth = {"keep": depth, "grey": 1, "rgb": 3}[options.channels]
+    if (sides, depth) == (wanted_sides, wanted_depth):
+        return dataset
+    images = np.stack(
+        [
+            pixels(Image.fromarray(image[..., 0] if depth == 1 else image), options)
+            for image in dataset.images
+        ]
+    )
+    return Dataset(images, dataset.labels, dataset.class_names)
+
+
+def pixels(image: Image.Image, options: Options) -> np.ndarray:
+    """uint8 (H, W, C) of an image of any mode; C is 3 for colour, unless `channels` says so.
+
+    With a size the shorter side is resized to it (bicubic, antialiased) and the centre cut out.
+    16-bit grey is scaled over its full range, 65535 to 255; transparency is dropped.
+    """
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    if image.mode == "F":
+        raise InputError("found 32-bit floating-point pixels; accepted: 8-bit or 16-bit integers")
+    grey = options.channels == "grey" or (
+        options.channels == "keep" and image.mode in ("1", "L", "LA", "La")
+    )
+    image = image.convert("L" if grey else "RGB")
+    if options.size is not None and image.size != (options.size, options.size):
+        image = ImageOps.fit(image, (options.size, options.size), Image.Resampling.BICUBIC)
+    array = np.array(image)
+    return array[..., None] if grey else array
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    deep = np.asarray(image).astype(np.int64)
+    if deep.min() < 0 or deep.max() > 65535:
+        raise InputError("found integers beyond 16 bits; accepted: 0 to 65535")
+    return Image.fromarray(np.round(deep / 257).astype(np.uint8))
+
+
+def read_folder(folder: Path, options: Options) -> Folder:
+    """One sub-folder per class, or train, val (optional) and test (optional) folders of those.
+
+    Images may have any size and mode; files without an image's extension and hidden ones are
+    ignored. All images come out in one size and with one number of channels: colour if any is.
+
+    Raises InputError naming the file or folder: a class without images, fewer than two classes,
+    classes that differ between splits, an unreadable image (`bad_images` "error"), images of
+    different sizes without a `size`.
+    """
+    files, class_names = _list_files(folder)
+    digest = hashlib.sha256()
+    kept, arrays, skipped = [], [], []
+    for file, content_hash, result in _read_all(files, options):
+        name = file.path.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{content_hash}\n".encode())
+        if isinstance(result, InputError):
+            if options.bad_images == "error":
+                raise InputError(f"{file.path}: {result}")
+            skipped.append(name)
+            continue
+        if arrays and result.shape[:2] != arrays[0].shape[:2]:
+            raise InputError(
+                f"size: found null, but {file.path} is {_sides(result)} and "
+                f"{kept[0].path} is {_sides(arrays[0])}; accepted: pixels, an integer"
+            )
+        kept.append(file)
+        arrays.append(result)
+    _check_every_class(files, kept)
+    colour = any(array.shape[-1] == 3 for array in arrays)
+    splits = {split: _gather(split, kept, arrays, colour, class_names) for split in SPLITS}
+    return Folder(splits, digest.hexdigest(), skipped)
+
+
+def _sides(array: np.ndarray) -> str:
+    return f"{array.shape[1]} x {array.shape[0]}"
+
+
+def _read_all(
+    files: list[_File], options: Options
+) -> Iterator[tuple[_File, str, np.ndarray | InputError]]:
+    """Each file with its checksum and its pixels, or the reason why it has none."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        # Batches bound what is read in vain when an image early on stops the whole reading.
+        for start in range(0, len(files), READ_AHEAD):
+            batch = files[start : start + READ_AHEAD]
+            results = pool.map(lambda file: _read_one(file.path, options), batch)
+            for file, (content_hash, result) in zip(batch, results, strict=True):
+                yield file, content_hash, result
+
+
+def _read_one(path: Path, options: Options) -> tuple[str, np.ndarray | InputError]:
+    content = b""
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            result = pixels(ImageOps.exif_transpose(image), options)
+    except InputError as error:
+        result = error
+    except UnidentifiedImageError:
+        result = InputError(f"found no known image format; accepted: {' '.join(EXTENSIONS)}")
+    except Exception as error:  # on broken files Pillow's decoders raise far more than OSError
+        reason = " ".join(str(error).split())
+        result = InputError(f"found an unreadable image ({reason}); accepted: whole images")
+    return hashlib.sha256(content).hexdigest(), result
+
+
+def _list_files(folder: Path) -> tuple[list[_File], tuple[str, ...]]:
+    """Every image file in a fixed order, and the class names."""
+    parts = {"train": folder}
+    if (folder / "train").is_dir() and _sub_folders(folder / "train"):
+        parts = {part.name: part for part in _sub_folders(folder)}
+        unknown = sorted(set(parts) - set(SPLITS))
+        if unknown:
+            raise InputError(
+                f"{folder}: found {', '.join(unknown)} beside train; accepted: {', '.join(SPLITS)}"
+            )
+    class_names = tuple(part.name for part in _sub_folders(parts["train"]))
+    if len(class_names) < 2:
+        raise InputError(
+            f"{parts['train']}: found {len(class_names)} class folders; accepted: 2 or more, "
+            "each with its images"
+        )
+    files = []
+    for split, part in parts.items():
+        found = tuple(sub.name for sub in _sub_folders(part))
+        if found != class_names:
+            raise InputError(
+                f"{part}: found classes {', '.join(found) or 'none'}; "
+                f"accepted: those of train, {', '.join(class_names)}"
+            )
+        for label, name in enumerate(class_names):
+            images = _image_files(part / name)
+            if not images:
+                raise InputError(
+                    f"{part / name}: found no image; accepted: files ending in "
+                    f"{' '.join(EXTENSIONS)}"
+                )
+            files += [_File(split, label, path) for path in images]
+    return files, class_names
+
+
+def _sub_folders(folder: Path) -> list[Path]:
+    return sorted(
+        (sub for sub in folder.iterdir() if sub.is_dir() and not _is_hidden(sub)),
+        key=lambda sub: sub.name,
+    )
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith((".", "__MACOSX"))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(
+        (
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in EXTENSIONS and path.is_file() and not _is_hidden(path)
+        ),
+        key=lambda path: path.as_posix(),
+    )
+
+
+def _check_every_class(files: list[_File], kept: list[_File]) -> None:
+    lost = {file[:2] for file in files} - {file[:2] for file in kept}
+    for file in files:
+        if file[:2] in lost:
+            raise InputError(
+                f"{file.path.parent}: found no readable image; accepted: at least 1 in each class"
+            )
+
+
+def _gather(
+    split: str,
+    files: list[_File],
+    arrays: list[np.ndarray],
+    colour: bool,
+    class_names: tuple[str, ...],
+) -> Dataset | None:
+    chosen = [i for i, file in enumerate(files) if file.split == split]
+    if not chosen:
+        return None
+    shape = (*arrays[0].shape[:2], 3 if colour else 1)
+    images = np.stack([np.broadcast_to(arrays[i], shape) for i in chosen])
+    labels = np.array([files[i].label for i in chosen], dtype=np.int64)
+    return Dataset(images, labels, class_names)

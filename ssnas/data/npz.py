@@ -1,0 +1,128 @@
+"""Data sets in `.npz` files: the layout of MedMNIST, without pickles."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ssnas.data.types import SPLITS, Dataset, check_images
+from ssnas.errors import InputError
+
+LAYOUT = "an .npz with train_images, train_labels and optionally val_* and test_*"
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every array of an .npz. Raises InputError naming the file, and the key of a pickle."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; accepted: {LAYOUT}")
+    key = None
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path):
+            pass  # np.load would take a broken zip for a pickle, and say so
+        with np.load(path, allow_pickle=False) as file:
+            for key in file.files:
+                arrays[key] = np.asarray(file[key])
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError):
+        raise InputError(
+            f"{path}: found a damaged file or no .npz; accepted: {LAYOUT} "
+            "(delete it, then make or fetch it anew)"
+        ) from None
+    except ValueError:
+        raise InputError(
+            f"{path}: {key}: found pickled objects or a damaged array; accepted: plain arrays"
+        ) from None
+    return arrays
+
+
+def published_splits(
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    class_names: Sequence[str] | None = None,
+    multi_label: bool = False,
+) -> dict[str, Dataset | None]:
+    """The train, val and test of arrays in MedMNIST's layout; None for an absent val or test.
+
+    Images are uint8 (N, H, W) or (N, H, W, C); labels are integers (N,), (N, 1), or 0/1 (N, L).
+    More than one column of labels means multi-label, as does `multi_label`. Without
+    `class_names` the file's own array of that name serves, or else numbers.
+
+    Raises InputError naming the file, the key, what was found and what is accepted.
+    """
+    pairs = {split: _pair(path, arrays, split) for split in SPLITS}
+    present = {split: pair for split, pair in pairs.items() if pair is not None}
+    if "train" not in present:
+        raise InputError(f"{path}: train_images: not found; accepted: {LAYOUT}")
+    for split, (images, labels) in present.items():
+        _check_alike(f"{path}: {split}_images", images, present["train"][0])
+        _check_alike(f"{path}: {split}_labels", labels, present["train"][1])
+    multi_label = multi_label or present["train"][1].shape[1] > 1
+    if class_names is None and "class_names" in arrays:
+        class_names = [str(name) for name in np.atleast_1d(arrays["class_names"])]
+    if class_names is None:
+        labels = np.concatenate([labels for _, labels in present.values()])
+        class_names = _numbered(path, labels, multi_label)
+    return {
+        split: pair and _dataset(path, split, *pair, tuple(class_names), multi_label)
+        for split, pair in pairs.items()
+    }
+
+
+def _pair(
+    path: Path, arrays: dict[str, np.ndarray], split: str
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Images (N, H, W, C) and labels (N, L) of one split."""
+    keys = (f"{split}_images", f"{split}_labels")
+    missing = [key for key in keys if key not in arrays]
+    if len(missing) == 2:
+        return None
+    if missing:
+        raise InputError(f"{path}: {missing[0]}: not found; accepted: {LAYOUT}")
+    images, labels = (arrays[key] for key in keys)
+    images = images[..., None] if images.ndim == 3 else images
+    check_images(images, f"{path}: {keys[0]}")
+    if labels.dtype.kind not in "iub" or labels.ndim not in (1, 2) or labels.size == 0:
+        raise InputError(
+            f"{path}: {keys[1]}: found {labels.dtype} {labels.shape}; "
+            "accepted: integers (N,), (N, 1) or (N, L), N at least 1"
+        )
+    return images, labels[:, None] if labels.ndim == 1 else labels
+
+
+def _check_alike(key: str, found: np.ndarray, wanted: np.ndarray) -> None:
+    if found.shape[1:] != wanted.shape[1:]:
+        raise InputError(
+            f"{key}: found {found.shape[1:]} each; accepted: {wanted.shape[1:]}, as in train"
+        )
+
+
+def _numbered(path: Path, labels: np.ndarray, multi_label: bool) -> list[str]:
+    """Numbers as names, one for each class or label."""
+    classes = labels.shape[1] if multi_label else int(labels.max()) + 1
+    if classes > labels.size:
+        raise InputError(
+            f"{path}: train_labels: found {classes - 1} among {len(labels)} images; "
+            "accepted: class indices from 0 up without large gaps, or an array class_names"
+        )
+    return [str(c) for c in range(classes)]
+
+
+def _dataset(
+    path: Path,
+    split: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    multi_label: bool,
+) -> Dataset:
+    if multi_label and not np.isin(labels, (0, 1)).all():
+        raise InputError(f"{path}: {split}_labels: found values beyond 0 and 1; accepted: 0 and 1")
+    labels = labels.astype(np.uint8) if multi_label else labels[:, 0].astype(np.int64)
+    try:
+        return Dataset(images, labels, class_names)
+    except InputError as error:
+        raise InputError(f"{path}: {split}_{error}") from None

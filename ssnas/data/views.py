@@ -1,0 +1,161 @@
+"""Random views of images, drawn per sample in whole batches on the images' own device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssnas.config.schema import Views
+from ssnas.runtime.device import constant
+
+LUMA = (0.299, 0.587, 0.114)
+ASPECT_RATIO = 4 / 3
+CROSS = ((0, -1, 1), (1, 0, -1), (-1, 1, 0))
+"""The matrix of the cross product with (1, 1, 1)."""
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """uint8 images (N, H, W, C) to float images (N, C, H, W) of zero mean, unit variance.
+
+    The statistics are the training images', per channel.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, images: np.ndarray) -> Normalise:
+        """The statistics of uint8 images (N, H, W, C); constant channels keep their scale."""
+        pixels = images.reshape(-1, images.shape[-1])
+        mean, std = pixels.mean(axis=0) / 255, pixels.std(axis=0) / 255
+        return cls(tuple(map(float, mean)), tuple(float(s) if s > 0 else 1.0 for s in std))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.standardise(unit(images))
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """Float images (N, C, H, W) in [0, 1], standardised."""
+        mean, std = (constant(values, x).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return (x - mean) / std
+
+
+def unit(images: Tensor) -> Tensor:
+    """uint8 (N, H, W, C) to float (N, C, H, W) in [0, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 255
+
+
+def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int, flip: bool) -> Tensor:
+    """The light augmentation of supervised training, on the uint8 images themselves.
+
+    Each image is shifted by up to `padding` pixels in both directions, zeros entering at the
+    border, and mirrored left to right with probability ½ if `flip`.
+
+    Args:
+        images: uint8 (N, H, W, C).
+        generator: of the images' device.
+    """
+    n, height, width, _ = images.shape
+    shifts = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator, device=images.device)
+    rows = torch.arange(height, device=images.device) + shifts[0]
+    columns = torch.arange(width, device=images.device) + shifts[1]
+    if flip:
+        mirrored = torch.rand((n, 1), generator=generator, device=images.device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
+    sample = torch.arange(n, device=images.device).view(n, 1, 1)
+    return padded[sample, rows.unsqueeze(2), columns.unsqueeze(1)]
+
+
+def views(images: Tensor, generator: torch.Generator, settings: Views, flip: bool) -> Tensor:
+    """One random view of each image, for the self-supervised objectives (Chen et al. 2020).
+
+    Random resized crop, mirroring if `flip`, colour jitter (brightness, contrast, saturation, hue,
+    in this order) and conversion to grey; saturation, hue and grey apply to colour images alone.
+    There is no blur, as customary for images of 32 pixels.
+
+    Args:
+        images: uint8 (N, H, W, C).
+        generator: of the images' device.
+        settings: strengths and probabilities.
+
+    Returns:
+        Float (N, C, H, W) in [0, 1].
+    """
+    x = _resized_crop(unit(images), generator, settings.min_area, flip)
+    jittered = _jitter(x, generator, settings)
+    x = torch.where(_chance(x, generator, settings.jitter_probability), jittered, x)
+    if x.shape[1] == 3:
+        x = torch.where(_chance(x, generator, settings.grey_probability), _grey(x), x)
+    return x
+
+
+def _uniform(x: Tensor, generator: torch.Generator, low: float, high: float) -> Tensor:
+    """One number a sample, (N, 1, 1, 1)."""
+    sample = torch.rand((len(x), 1, 1, 1), generator=generator, device=x.device)
+    return low + (high - low) * sample
+
+
+def _chance(x: Tensor, generator: torch.Generator, probability: float) -> Tensor:
+    return _uniform(x, generator, 0, 1) < probability
+
+
+def _resized_crop(x: Tensor, generator: torch.Generator, min_area: float, flip: bool) -> Tensor:
+    """A box of [min_area, 1] of the area and an aspect ratio within [3/4, 4/3], resized back.
+
+    The box lies inside the image; one that is too wide or high is cut to the image's size.
+    """
+    area = _uniform(x, generator, min_area, 1)
+    bound = math.log(ASPECT_RATIO)
+    ratio = _uniform(x, generator, -bound, bound).exp()
+    width = (area * ratio).sqrt().clamp(max=1).flatten()
+    height = (area / ratio).sqrt().clamp(max=1).flatten()
+    centre_x = _uniform(x, generator, -1, 1).flatten() * (1 - width)
+    centre_y = _uniform(x, generator, -1, 1).flatten() * (1 - height)
+    if flip:
+        width = torch.where(_chance(x, generator, 0.5).flatten(), -width, width)
+    zero = torch.zeros_like(width)
+    box = torch.stack([width, zero, centre_x, zero, height, centre_y], dim=1).view(-1, 2, 3)
+    grid = torch.nn.functional.affine_grid(box, list(x.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(
+        x, grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+
+
+def _jitter(x: Tensor, generator: torch.Generator, settings: Views) -> Tensor:
+    def factor(strength: float) -> Tensor:
+        return _uniform(x, generator, 1 - strength, 1 + strength)
+
+    x = (x * factor(settings.brightness)).clamp(0, 1)
+    mean = _grey(x).mean(dim=(1, 2, 3), keepdim=True)
+    x = (mean + (x - mean) * factor(settings.contrast)).clamp(0, 1)
+    if x.shape[1] == 3:
+        grey = _grey(x)
+        x = (grey + (x - grey) * factor(settings.saturation)).clamp(0, 1)
+        x = _rotate_hue(x, _uniform(x, generator, -settings.hue, settings.hue)).clamp(0, 1)
+    return x
+
+
+def _grey(x: Tensor) -> Tensor:
+    """Luma, (N, 1, H, W); grey images as they are."""
+    if x.shape[1] == 1:
+        return x
+    return (x * constant(LUMA, x).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+
+
+def _rotate_hue(x: Tensor, turns: Tensor) -> Tensor:
+    """Rotation about the grey axis by `turns` (N, 1, 1, 1) of a full circle.
+
+    Rodrigues' formula with the axis (1, 1, 1)/√3: one matrix a sample, in place of a conversion
+    to HSV and back.
+    """
+    angle = 2 * math.pi * turns.view(-1, 1, 1)
+    identity = torch.eye(3, device=x.device)
+    cross = constant(CROSS, x) / math.sqrt(3)
+    third = torch.full((3, 3), 1 / 3, device=x.device)
+    rotation = identity * angle.cos() + cross * angle.sin() + third * (1 - angle.cos())
+    return torch.einsum("nij,njhw->nihw", rotation, x)

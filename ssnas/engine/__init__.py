@@ -1,0 +1,1 @@
+"""Mixed operations, fast: what `Cell.forward` defines, computed side by side (see README.md)."""

@@ -1,0 +1,140 @@
+"""Batch norm, of one operation or of several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ssnas.runtime.distributed import active, gather
+
+
+class Norm(nn.BatchNorm2d):
+    """Batch norm of (N, C) or (N, C, H, W), by `batch_norm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return batch_norm([self], x)
+
+
+def batch_norm(norms: Sequence[nn.BatchNorm2d], x: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Several batch norms, side by side, as one.
+
+    scale · (x − mean) / std is batch norm with `scale` as its affine weight, so that a mixed
+    operation's w(α)·o(x) needs no pass over memory of its own.
+
+    Several processes share the batch statistics, those of all their parts of a batch together.
+
+    Args:
+        norms: E batch norms of C channels, all with or all without affine parameters.
+        x: (N, E C) or (N, E C, H, W): the input of each in its block of channels.
+        scale: (E,), for norms without affine parameters: what multiplies the result of each.
+
+    Raises:
+        ValueError: for affine norms with a scale.
+    """
+    first = norms[0]
+    weight, bias = affine_of(norms, scale)
+    if first.training and active():
+        result, mean, var, count = _synchronised(x, weight, bias, first.eps)
+        if first.track_running_stats:
+            record_batch(norms, mean.chunk(len(norms)), var.chunk(len(norms)), count)
+        return result
+    recording = first.training and first.track_running_stats
+    mean = var = None
+    if recording or not first.training:
+        mean = joined([norm.running_mean for norm in norms])
+        var = joined([norm.running_var for norm in norms])
+    result = nn.functional.batch_norm(
+        x, mean, var, weight, bias, first.training, first.momentum, first.eps
+    )
+    if recording:
+        record_statistics(norms, mean, var)
+    return result
+
+
+def _synchronised(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Batch norm in training over the parts of all processes, with what `record_batch` records.
+
+    Mean and variance of W equal parts follow from those of each without loss of digits (Chan,
+    Golub and LeVeque 1979): mean = (1/W) Σ mean_r, var = (1/W) Σ (var_r + (mean_r − mean)²).
+    """
+    given = x.dtype
+    # bfloat16 has too few digits for statistics.
+    x = x.to(torch.promote_types(given, torch.float32))
+    var, mean = torch.var_mean(x, [dim for dim in range(x.ndim) if dim != 1], correction=0)
+    means, variances = gather(torch.stack([mean, var])[None]).unbind(1)
+    mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
+    factor, offset = factors(mean, var, eps, weight, bias)
+    shape = (-1, *[1] * (x.ndim - 2))
+    result = (x * factor.view(shape) + offset.view(shape)).to(given)
+    return result, mean, var, len(means) * x.numel() // x.shape[1]
+
+
+def affine_of(
+    norms: Sequence[nn.BatchNorm2d], scale: Tensor | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """What multiplies the normalised channels, (E C,), and what is added; None for 1 and 0.
+
+    Raises:
+        ValueError: for affine norms with a scale.
+    """
+    first = norms[0]
+    check_scale(norms, scale)
+    if not first.affine:
+        if scale is None:
+            return None, None
+        # A stride-0 (expanded) weight gives wrong gradients in channels-last batch norm.
+        return scale.to(first.running_mean.dtype).repeat_interleave(first.num_features), None
+    return joined([norm.weight for norm in norms]), joined([norm.bias for norm in norms])
+
+
+def check_scale(norms: Sequence[nn.BatchNorm2d], scale: Tensor | None) -> None:
+    """Raise ValueError for affine norms with a scale."""
+    if scale is not None and norms[0].affine:
+        raise ValueError("a scale would hide the weight of an affine batch norm")
+
+
+@torch.no_grad()
+def record_statistics(norms: Sequence[nn.BatchNorm2d], mean: Tensor, var: Tensor) -> None:
+    """Write running statistics, (E C,), into the norms that they belong to."""
+    for norm, own_mean, own_var in zip(
+        norms, mean.chunk(len(norms)), var.chunk(len(norms)), strict=True
+    ):
+        if own_mean.data_ptr() != norm.running_mean.data_ptr():
+            norm.running_mean.copy_(own_mean)
+            norm.running_var.copy_(own_var)
+        norm.num_batches_tracked.add_(1)
+
+
+@torch.no_grad()
+def record_batch(
+    norms: Sequence[nn.BatchNorm2d],
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    count: int,
+) -> None:
+    """Let norms record the statistics of a batch of `count` values a channel.
+
+    Args:
+        means, variances: of each norm, the variance biased; the norms record the unbiased one.
+    """
+    unbiased = torch._foreach_mul(variances, count / (count - 1))
+    momentum = norms[0].momentum
+    torch._foreach_lerp_([norm.running_mean for norm in norms], means, momentum)
+    torch._foreach_lerp_([norm.running_var for norm in norms], unbiased, momentum)
+    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def factors(
+    mean: Tensor, var: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Batch norm as factor · x + offset, each (C,)."""
+    factor = (var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt()
+    return factor, -mean * factor if bias is None else bias - mean * factor

@@ -1,0 +1,1 @@
+"""The search space, its genotypes, the supernet, the derived network and the baselines."""

@@ -1,0 +1,186 @@
+"""Stem and cells: what supernet and network have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ssnas.engine.batch_norm import Norm
+from ssnas.engine.graph import concatenated
+from ssnas.engine.op_group import Term
+from ssnas.errors import InputError
+from ssnas.networks.cell import Cell, Chain
+from ssnas.networks.space import NUM_NODES, cell_kinds
+
+
+class CifarStem(nn.Sequential):
+    """3×3 convolution and batch norm at full resolution (Liu et al. 2019, CIFAR-10).
+
+    Args:
+        in_channels: channels of the images.
+        width: channels of the output.
+    """
+
+    reduces = False
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), Norm(width))
+
+    def inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two inputs of the first cell, here one and the same, (N, width, H, W)."""
+        x = self(x)
+        return x, x
+
+    def given(self, x: Tensor) -> list[Tensor]:
+        """What the cells' graph starts from: the convolution."""
+        return [self[0](x)]
+
+    def terms(self) -> list[Term]:
+        """The rest, as a part of that graph, where a batch norm needs fewer passes over memory."""
+        return [Term([self[1]], (1,), (0,), weighted=False)]
+
+
+class ImageNetStem(nn.Sequential):
+    """Three 3×3 convolutions of stride 2 (Liu et al. 2019, ImageNet), for large images:
+
+        s0 = bn(conv(relu(bn(conv(x))))),  s1 = bn(conv(relu(s0)))
+
+    so that the first cell computes on a 64th of the pixels. The first convolution has half of the
+    channels. Arguments as of `CifarStem`.
+    """
+
+    reduces = True
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__(
+            *_halving(in_channels, width // 2),
+            nn.ReLU(),
+            *_halving(width // 2, width),
+            nn.ReLU(),
+            *_halving(width, width),
+        )
+
+    def inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two inputs of the first cell: s0, (N, width, ⌈H/4⌉, ⌈W/4⌉), and s1, half as large."""
+        *first, relu, convolution, norm = self
+        for layer in first:
+            x = layer(x)
+        return x, norm(convolution(relu(x)))
+
+    def given(self, x: Tensor) -> list[Tensor]:
+        """What the cells' graph starts from: their inputs."""
+        return list(self.inputs(x))
+
+    def terms(self) -> list[Term]:
+        """The rest: nothing."""
+        return []
+
+
+def _halving(in_channels: int, channels: int) -> tuple[nn.Conv2d, Norm]:
+    return nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False), Norm(channels)
+
+
+STEMS: dict[str, type[CifarStem | ImageNetStem]] = {"cifar": CifarStem, "imagenet": ImageNetStem}
+
+
+class CellStack(nn.Module):
+    """Stem and cells, common to supernet and network: images to pooled features.
+
+    Channels start at `channels` and double at each reduction cell.
+
+    Args:
+        ops: for each cell kind, the operations of each edge (see `Cell`).
+        channels: C of the first cell.
+        num_cells: L.
+        in_channels: channels of the images.
+        stem_multiplier: the stem has `stem_multiplier` · C channels.
+        affine: whether the cells' batch norms have affine parameters.
+        partial: K of the cells' partial channel connections.
+        stem: a key of `STEMS`.
+
+    Attributes:
+        cell_by_cell: whether `run_cell` computes one after the other, instead of all as one graph,
+            which calls neither the cells nor the stem as modules.
+        out_features: length of the feature vector.
+        channels: C of the last cell.
+        last_widths: channels of the last two outputs, which a further cell would read.
+
+    Raises:
+        InputError: for an unknown stem.
+    """
+
+    cell_by_cell = False
+
+    def __init__(
+        self,
+        ops: Mapping[str, Mapping[int, Sequence[str]]],
+        channels: int,
+        num_cells: int,
+        in_channels: int = 3,
+        stem_multiplier: int = 3,
+        affine: bool = True,
+        partial: int = 1,
+        stem: str = "cifar",
+    ) -> None:
+        super().__init__()
+        if stem not in STEMS:
+            raise InputError(f"search.stem: unknown {stem!r}; choose from {', '.join(STEMS)}")
+        width = stem_multiplier * channels
+        self.stem = STEMS[stem](in_channels, width)
+        self.kinds = cell_kinds(num_cells)
+        self.cells = nn.ModuleList()
+        previous, previous_reduce = (width, width), self.stem.reduces
+        for kind in self.kinds:
+            reduce = kind == "reduce"
+            channels *= 2 if reduce else 1
+            self.cells.append(
+                Cell(ops[kind], previous, channels, reduce, previous_reduce, affine, partial)
+            )
+            previous, previous_reduce = (previous[1], NUM_NODES * channels), reduce
+        if partial > 1:
+            self.cell_by_cell = True
+        self._chain = Chain(self.cells, self.stem.terms())
+        self.channels, self.last_widths = channels, previous
+        self.out_features = NUM_NODES * channels
+
+    def features(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Globally average-pooled output of the last cell, (N, out_features).
+
+        Args:
+            x: images, (N, in_channels, H, W), normalised.
+            weights: w(α) of each cell kind, or None.
+        """
+        nodes = self.outputs(x, weights)[-1]
+        return torch.cat([node.mean(dim=(2, 3)) for node in nodes], dim=1)
+
+    def states(
+        self, x: Tensor, weights: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs of the last cell but one and of the last cell; arguments as of `features`."""
+        before_last, last = self.outputs(x, weights)[-2:]
+        return concatenated(before_last), concatenated(last)
+
+    def outputs(self, x: Tensor, weights: Mapping[str, Tensor] | None) -> list[Sequence[Tensor]]:
+        """Those of stem and cells, each in parts, whose channels follow each other.
+
+        Cell by cell only the last two, so that no others are kept.
+        """
+        x = self.arrange(x)
+        own = [None if weights is None else weights[kind] for kind in self.kinds]
+        if not self.cell_by_cell:
+            return self._chain(self.stem.given(x), own)
+        s0, s1 = self.stem.inputs(x)
+        outputs = [[s0], [s1]]
+        for cell, weight in zip(self.cells, own, strict=True):
+            s0, s1 = s1, self.run_cell(cell, s0, s1, weight)
+            outputs = [outputs[-1], [s1]]
+        return outputs
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """Channels-last, in which depthwise convolution, pooling and batch norm run fastest."""
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def run_cell(self, cell: Cell, s0: Tensor, s1: Tensor, weights: Tensor | None) -> Tensor:
+        return cell(s0, s1, weights)

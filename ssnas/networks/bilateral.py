@@ -1,0 +1,256 @@
+"""The bilateral-branch supernet (H24): BBN with searched branches, and heterogeneous rates.
+
+BBN (Zhou et al. 2020, *BBN: Bilateral-Branch Network with Cumulative Learning*, arXiv 1912.02413)
+trains two branches on one backbone: one reads batches as the images come, the other class-balanced
+batches. A mixing ratio a, the share of the former, falls in the course of training.
+H24 searches backbone and branches with DARTS and slows the backbone's α as a falls (HLS).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ssnas.config.schema import Search
+from ssnas.errors import InputError
+from ssnas.networks.cell import Cell
+from ssnas.networks.space import EDGES
+from ssnas.networks.supernet import ALPHA_STD, Supernet
+
+BRANCHES = ("instance", "balanced")
+"""The branches, by the sampler that feeds them; the mixing ratio a is the share of the first."""
+
+
+class BilateralSupernet(Supernet):
+    """A relaxed backbone of L cells, and two branches of one normal cell and a classifier each.
+
+    Each branch has its own α beside the backbone's, so that `architecture` returns the weights of
+    `normal`, `reduce`, `instance` and `balanced`.
+
+    Args:
+        channels, num_cells, in_channels, relaxation, stem_multiplier: of the backbone, see
+            `Supernet`.
+        num_classes: C, outputs of each classifier.
+        stem, checkpoint: see `Supernet`; the branches' cells are recomputed like the others.
+
+    Raises:
+        InputError: for an unknown relaxation or stem.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_cells: int,
+        in_channels: int = 3,
+        relaxation: str = "softmax",
+        stem_multiplier: int = 3,
+        num_classes: int = 2,
+        stem: str = "cifar",
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__(
+            channels,
+            num_cells,
+            in_channels,
+            relaxation,
+            stem_multiplier,
+            stem=stem,
+            checkpoint=checkpoint,
+        )
+        every_edge = dict.fromkeys(range(len(EDGES)), self.ops)
+        after_reduction = self.kinds[-1] == "reduce"
+        self.branches, self.classifiers = nn.ModuleDict(), nn.ModuleDict()
+        for name in BRANCHES:
+            self.branches[name] = Cell(
+                every_edge, self.last_widths, self.channels, False, after_reduction, affine=False
+            )
+            self.classifiers[name] = nn.Linear(self.out_features, num_classes)
+            self.alphas[name] = ALPHA_STD * torch.randn(len(EDGES), len(self.ops))
+
+    def backbone_alphas(self) -> list[nn.Parameter]:
+        """The α that the branches share."""
+        return [alpha for name, alpha in self.alphas.items() if name not in BRANCHES]
+
+    def branch_alphas(self) -> list[nn.Parameter]:
+        """The α of the branches, in the order of `BRANCHES`."""
+        return [self.alphas[name] for name in BRANCHES]
+
+    def architecture_groups(self) -> list[list[nn.Parameter]]:
+        """The backbone's α, and the branches'."""
+        return [self.backbone_alphas(), self.branch_alphas()]
+
+    def backbone_weights(self) -> list[nn.Parameter]:
+        """The part of ω that the branches share: stem and cells."""
+        return [*self.stem.parameters(), *self.cells.parameters()]
+
+    def branch(
+        self, x: Tensor, name: str, architecture: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Logits (N, C) of one branch for images (N, in_channels, H, W).
+
+        Args:
+            name: one of `BRANCHES`.
+            architecture: weights to use in place of w(α).
+        """
+        chosen = self.architecture() if architecture is None else architecture
+        return self._head(self.states(x, chosen), name, chosen)
+
+    def forward(self, x: Tensor, ratio: float = 0.5) -> Tensor:
+        """Logits (N, C): a f_instance(x) + (1 − a) f_balanced(x), with one pass of the backbone.
+
+        Args:
+            ratio: a, in [0, 1]. A branch without a share is not computed.
+        """
+        chosen = self.architecture()
+        states = self.states(x, chosen)
+        return _mix(
+            ratio,
+            lambda: self._head(states, "instance", chosen),
+            lambda: self._head(states, "balanced", chosen),
+        )
+
+    def mixed(self, x_instance: Tensor, x_balanced: Tensor, ratio: float) -> Tensor:
+        """Logits (N, C) in training: a f_instance(x_u) + (1 − a) f_balanced(x_r).
+
+        Each batch passes the backbone on its own, with its own batch statistics.
+
+        Args:
+            x_instance: x_u, drawn image by image.
+            x_balanced: x_r, of the same shape, drawn class by class.
+            ratio: a, in [0, 1]. A branch without a share is not computed: it gets no gradient
+                and records no statistics.
+        """
+        return _mix(
+            ratio,
+            lambda: self.branch(x_instance, "instance"),
+            lambda: self.branch(x_balanced, "balanced"),
+        )
+
+    def _head(
+        self, states: tuple[Tensor, Tensor], name: str, architecture: Mapping[str, Tensor]
+    ) -> Tensor:
+        output = self.run_cell(self.branches[name], *states, architecture[name])
+        return self.classifiers[name](output.mean(dim=(2, 3)))
+
+
+def bilateral_loss(
+    logits: Tensor,
+    targets_instance: Tensor,
+    targets_balanced: Tensor,
+    ratio: float,
+    criterion: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """BBN's loss of mixed logits: a ℓ(f, y_u) + (1 − a) ℓ(f, y_r).
+
+    Args:
+        logits: f of `BilateralSupernet.mixed`, (N, C).
+        targets_instance, targets_balanced: y_u and y_r, labels of the two batches.
+        ratio: a, in [0, 1]. Labels without a share are not read.
+        criterion: ℓ, called with logits and targets.
+    """
+    return _mix(
+        ratio,
+        lambda: criterion(logits, targets_instance),
+        lambda: criterion(logits, targets_balanced),
+    )
+
+
+def _mix(ratio: float, instance: Callable[[], Tensor], balanced: Callable[[], Tensor]) -> Tensor:
+    """a · instance + (1 − a) · balanced, without computing what has no share."""
+    shares = ((ratio, instance), (1 - ratio, balanced))
+    return sum(share * compute() for share, compute in shares if share)
+
+
+def parabolic(progress: float) -> float:
+    """BBN's own schedule, a = 1 − (t/T)², of progress t/T."""
+    return 1 - progress**2
+
+
+def reverse_sigmoid(progress: float, steepness: float = 10.0) -> float:
+    """H24's a = 1 / (1 + exp(k (t/T − ½))) of progress t/T and steepness k.
+
+    It is ½ at half-time and does not quite reach its limits: with k = 10 it runs from 0.993 to
+    0.007.
+    """
+    # The same function as a tanh, which no k overflows.
+    return (1 - math.tanh(steepness * (progress - 0.5) / 2)) / 2
+
+
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "parabolic": lambda progress, steepness: parabolic(progress),
+    "reverse-sigmoid": reverse_sigmoid,
+    "constant": lambda progress, steepness: 0.5,
+    "class-head": lambda progress, steepness: 0.0,
+}
+"""The mixing ratio a, in [0, 1], of progress t/T and steepness. Under `class-head` (a = 0, of
+H24's continuous learning) one branch trains alone."""
+
+
+def mixing_ratio(schedule: str, epoch: int, epochs: int, steepness: float = 10.0) -> float:
+    """The mixing ratio a of an epoch.
+
+    Args:
+        schedule: a key of `SCHEDULES`.
+        epoch: t, from 0 to `epochs` − 1.
+        epochs: T.
+        steepness: k of `reverse-sigmoid`; the other schedules have none.
+
+    Raises:
+        InputError: for an unknown schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise InputError(
+            f"mixing.schedule: unknown {schedule!r}; choose from {', '.join(SCHEDULES)}"
+        )
+    return SCHEDULES[schedule](epoch / epochs, steepness)
+
+
+def backbone_rate(ratio: float) -> float:
+    """HLS: g(a) = exp(1 − 1/a), g(0) = 0, the factor on the learning rate of the backbone's α.
+
+    H24 omits the formula and describes its course; g is our reading of it:
+
+    - g(1) = 1, and g(a) < a for 0 < a < 1, since 1 − 1/a < ln a;
+    - g vanishes well before a does, though it is 0 at a = 0 alone: all its derivatives are 0
+      there, g(0.2) = 0.018 and g(0.1) = 0.00012;
+    - g is flat at first in time, not in a: its slope at a = 1 is 1, and it is the parabolic
+      schedule that makes it 1 − (t/T)² − ½ (t/T)⁴ − … there, as flat as a itself.
+
+    Args:
+        ratio: a, in [0, 1].
+    """
+    return math.exp(1 - 1 / ratio) if ratio > 0 else 0.0
+
+
+def build_supernet(
+    config: Search, in_channels: int, num_classes: int | None
+) -> Supernet | BilateralSupernet:
+    """The supernet that a search trains: with two branches for the sampling scheme `bilateral`.
+
+    Args:
+        in_channels: channels of the images.
+        num_classes: outputs of its classifiers, or None for a supernet that gives features.
+
+    Raises:
+        InputError: for partial channels in a bilateral supernet, which has none.
+    """
+    common = {
+        "channels": config.channels,
+        "num_cells": config.cells,
+        "in_channels": in_channels,
+        "relaxation": config.relaxation,
+        "stem_multiplier": config.stem_multiplier,
+        "num_classes": num_classes,
+        "stem": config.stem,
+        "checkpoint": config.checkpoint,
+    }
+    if config.sampling != "bilateral":
+        return Supernet(**common, partial=config.partial)
+    if config.partial > 1:
+        raise InputError(
+            f"search.partial: found {config.partial} with sampling bilateral; accepted is 1"
+        )
+    return BilateralSupernet(**common)

@@ -1,0 +1,144 @@
+"""The discrete network of a genotype, and the inheritance of the supernet's weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ssnas.errors import InputError
+from ssnas.networks.backbone import CellStack
+from ssnas.networks.cell import Cell
+from ssnas.networks.genotype import Genotype
+from ssnas.networks.space import CELL_KINDS, EDGES
+
+
+class Network(CellStack):
+    """Stem, cells of the genotype's operations, global average pooling, linear classifier.
+
+    Args:
+        genotype: the operations to keep.
+        channels: C of the first cell; it doubles at each reduction cell.
+        num_cells: L.
+        num_classes: outputs of the classifier (labels, when multi-label).
+        in_channels: channels of the images.
+        stem_multiplier: the stem has `stem_multiplier` · C channels.
+        stem: see `stack.STEMS`.
+
+    Raises:
+        InputError: for an unknown stem.
+    """
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        channels: int,
+        num_cells: int,
+        num_classes: int,
+        in_channels: int = 3,
+        stem_multiplier: int = 3,
+        stem: str = "cifar",
+    ) -> None:
+        super().__init__(
+            {kind: _ops_by_edge(getattr(genotype, kind)) for kind in CELL_KINDS},
+            channels,
+            num_cells,
+            in_channels,
+            stem_multiplier,
+            stem=stem,
+        )
+        self.genotype = genotype
+        self.classifier = nn.Linear(self.out_features, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, num_classes) of images (N, in_channels, H, W)."""
+        return self.classifier(self.features(x))
+
+
+def _ops_by_edge(edges) -> dict[int, list[str]]:
+    ops: dict[int, list[str]] = {}
+    for source, target, op in edges:
+        ops.setdefault(EDGES.index((source, target)), []).append(op)
+    return ops
+
+
+def inherit(network: Network, weights: Mapping[str, Tensor]) -> None:
+    """Give `network` the weights of the supernet, or of a network of the same genotype (T21).
+
+    Stem, preprocessing and the chosen operations are taken over with their batch-norm statistics;
+    affine batch-norm parameters, which a supernet lacks, start as the identity. The classifier
+    stays as it is. A first convolution with another number of input channels shares the sum of its
+    kernels over the old input channels equally among the new ones, so that a grey image, shown on
+    all channels, excites it as before.
+
+    Args:
+        weights: the state dict to take from.
+
+    Raises:
+        InputError: if a tensor that the network needs is missing or has another shape.
+    """
+    state = network.state_dict()
+    for name, own in state.items():
+        if name.startswith(("classifier.", "classifiers.")):
+            continue
+        if name not in weights:
+            if (
+                _is_affine(name)
+                and name.removesuffix(".bias").removesuffix(".weight") + (".running_mean")
+                in weights
+            ):
+                continue
+            raise InputError(
+                f"inherit: the search's weights have no {name!r}; derive the genotype from the "
+                "same search, or train from scratch (finetune.inherit false, transfer.weights none)"
+            )
+        given = weights[name]
+        if name == "stem.0.weight" and given.shape[1] != own.shape[1]:
+            given = given.mean(dim=1, keepdim=True) * (given.shape[1] / own.shape[1])
+            given = given.expand_as(own)
+        if given.shape != own.shape:
+            raise InputError(
+                f"inherit: {name!r} has shape {tuple(given.shape)} in the search and "
+                f"{tuple(own.shape)} in the network; accepted are the same channels and cells, and "
+                "search.partial 1; or train from scratch (finetune.inherit false, "
+                "transfer.weights none)"
+            )
+        own.copy_(given)
+
+
+def _is_affine(name: str) -> bool:
+    return name.endswith((".norm.weight", ".norm.bias"))
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+@torch.no_grad()
+def multiply_adds(module: nn.Module, x: Tensor) -> int:
+    """Multiply-adds of the convolutions and linear layers that one image passes.
+
+    Counted on the definition of the cells: their fast forward rearranges strided convolutions.
+
+    Args:
+        x: images, (N, C, H, W), of which the first is used.
+    """
+    total = 0
+
+    def count(layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        nonlocal total
+        total += layer.weight[0].numel() * output[0].numel()
+
+    twin = copy.deepcopy(module).eval()
+    for layer in twin.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(count)
+        if isinstance(layer, CellStack):
+            layer.cell_by_cell = True
+        if isinstance(layer, Cell):
+            layer.forward = layer.forward_by_definition
+    twin(x[:1])
+    return total

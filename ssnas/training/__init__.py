@@ -1,0 +1,1 @@
+"""What search and fine-tuning share: objectives, optimiser, the resumable loop, checkpoints."""

@@ -1,0 +1,54 @@
+"""What all stages share: the command line, messages, and errors that say what to do."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from ssnas.config.load import load_main, load_row
+from ssnas.config.schema import Run
+from ssnas.errors import InputError
+
+
+def main(kinds: tuple[str, ...], stage: Callable[[Run], None]) -> None:
+    """Run a stage for the main run, or for an entry of papers/rows.yaml; see `guarded`.
+
+    Args:
+        kinds: the kinds of entries that have this stage; each has an option of its own.
+    """
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    # An empty group breaks --help on Python 3.11.
+    options = parser.add_mutually_exclusive_group() if kinds else parser
+    for kind in kinds:
+        options.add_argument(
+            f"--{kind}",
+            metavar="KEY",
+            help=f"an entry of {kind} in papers/rows.yaml; default: params.yaml",
+        )
+    given = {kind: key for kind, key in vars(parser.parse_args()).items() if key is not None}
+
+    def run() -> Run:
+        for kind, key in given.items():
+            return load_row(kind, key)
+        return load_main()
+
+    guarded(lambda: stage(run()))
+
+
+def guarded(stage: Callable[[], None]) -> None:
+    """A mistake of the user ends `stage` with one line and status 1, an interruption with 130."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        stage()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if os.environ.get("SSNAS_DEBUG"):
+            raise
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
