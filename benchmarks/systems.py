@@ -17,7 +17,7 @@ from ssnas.config.schema import Finetune, Search, Views
 from ssnas.data.longtail import class_counts
 from ssnas.losses import make_loss
 from ssnas.networks.bilateral import build_supernet
-from ssnas.networks.derived import Network
+from ssnas.networks.derived import DerivedNetwork
 from ssnas.networks.genotype import derive
 from ssnas.networks.supernet import PlainSupernet, Supernet
 from ssnas.runtime.cuda_graph import Captured
@@ -87,12 +87,11 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
         setattr(module, name, own)
 
 
-class PlainNetwork(Network):
+class PlainNetwork(DerivedNetwork):
     """The derived network computed as `PlainSupernet` is: one operation at a time, contiguous."""
 
-    cell_by_cell = True
+    accelerated = False
     arrange = PlainSupernet.arrange
-    run_cell = PlainSupernet.run_cell
 
 
 class SearchStep:
@@ -141,7 +140,7 @@ class FinetuneStep:
         config = Finetune(batch_size=setting.batch)
         architecture = Supernet(setting.channels, setting.cells).architecture()
         genotype = derive({kind: weights.detach() for kind, weights in architecture.items()})
-        network = (PlainNetwork if system.plain else Network)(
+        network = (PlainNetwork if system.plain else DerivedNetwork)(
             genotype, setting.channels, setting.cells, len(COUNTS)
         )
         self.network = network.to(self.device)

@@ -17,7 +17,6 @@ from torch import Tensor
 from ssnas.config.schema import Run
 from ssnas.data import Splits, read
 from ssnas.errors import InputError
-from ssnas.networks.genotype import Genotype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,18 +124,6 @@ def load_weights(path: Path, expected: Mapping[str, Any]) -> dict[str, Tensor]:
             "`dvc repro`, or `dvc checkout` to bring back the matching file"
         )
     return weights
-
-
-def read_genotype(path: Path) -> Genotype:
-    """The genotype in a file.
-
-    Raises:
-        InputError: if it is missing or not a genotype.
-    """
-    try:
-        return Genotype.from_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: not found; `dvc repro` makes it") from error
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from ssnas.data.views import Normalise
 from ssnas.errors import InputError
 from ssnas.losses import make_loss
 from ssnas.networks.bilateral import BRANCHES, BilateralSupernet
-from ssnas.networks.derived import Network
+from ssnas.networks.derived import DerivedNetwork
 from ssnas.networks.supernet import Supernet
 from ssnas.runtime.cuda_graph import Captured
 from ssnas.runtime.device import autocast, generator
@@ -136,7 +136,7 @@ def fit(
 
 
 def pretrain(
-    network: Network,
+    network: DerivedNetwork,
     data: Dataset,
     normalise: Normalise,
     flip: bool,

@@ -17,17 +17,17 @@ from ssnas.data.views import Normalise
 from ssnas.finetune import figures, mixing_sweep, predict
 from ssnas.networks.baselines import linear_classifier
 from ssnas.networks.bilateral import BilateralSupernet
-from ssnas.networks.factory import build_network
 from ssnas.report import confusion_picture, per_class_picture
 from ssnas.runtime.device import choose_device
 from stages.cli import main
+from stages.network import network_of
 
 
 def evaluate(run: Run) -> None:
     places, device = Places(run.folders), choose_device(run.device)
     splits = read_splits(run)
     train, test = splits.train, splits.test
-    network = build_network(run, train)
+    network = network_of(run, train)
     network.load_state_dict(load_weights(places.network, finetune_description(run)))
     normalise = Normalise.of(train.images)
     probabilities = predict(network, test, normalise, device)

@@ -19,11 +19,12 @@ from ssnas.config.schema import Run
 from ssnas.data.views import Normalise
 from ssnas.finetune import Fitted, fit, latency_ms, pretrain
 from ssnas.networks.derived import multiply_adds, parameter_count
-from ssnas.networks.factory import build_network, start_from_search
+from ssnas.networks.factory import start_from_search
 from ssnas.runtime.device import choose_device, machine, peak_memory_mb, seed_everything
 from ssnas.runtime.distributed import process_group, rank
 from ssnas.training.checkpoint import Checkpoint, code_digest
 from stages.cli import main
+from stages.network import network_of, searched_weights
 
 
 def finetune(run: Run) -> None:
@@ -31,8 +32,8 @@ def finetune(run: Run) -> None:
     splits, seed = read_splits(run), run.seeds["rows"]
     normalise = Normalise.of(splits.train.images)
     seed_everything(seed)
-    network = build_network(run, splits.train)
-    inherited = start_from_search(network, run)
+    network, weights = network_of(run, splits.train), searched_weights(run)
+    inherited = weights is not None and start_from_search(network, config, weights)
     description = finetune_description(run)
     identity = {"parameters": description, "code": code_digest()}
     folder = places.checkpoint("rows", "finetune")

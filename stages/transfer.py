@@ -17,11 +17,11 @@ from ssnas.config.schema import Run
 from ssnas.data.views import Normalise
 from ssnas.metrics import mean_std
 from ssnas.networks.derived import multiply_adds, parameter_count
-from ssnas.networks.factory import build_network
 from ssnas.runtime.device import choose_device, machine
 from ssnas.training.checkpoint import Checkpoint, code_digest
 from ssnas.transfer import Part, parts, train_and_test
 from stages.cli import main
+from stages.network import network_of
 
 RAW = Path("data/raw")
 
@@ -53,7 +53,7 @@ def transfer(run: Run) -> None:
     ]
     results, seconds = zip(*trained, strict=True)
     data = cut[0].train
-    network = build_network(run, data)
+    network = network_of(run, data)
     sample = Normalise.of(data.images)(torch.from_numpy(data.images[:1]))
     summary = {
         "dataset": target.dataset,
@@ -97,7 +97,7 @@ def _one(
 ) -> tuple[dict[str, float], float]:
     with Checkpoint(_folder(run, number), identity) as checkpoint:
         return train_and_test(
-            lambda: build_network(run, part.train),
+            lambda: network_of(run, part.train),
             weights,
             part,
             run.finetune,

@@ -17,7 +17,6 @@ from ssnas.artifacts import (
     Places,
     digest,
     load_weights,
-    read_genotype,
     save_weights,
     write_csv,
     write_json,
@@ -29,8 +28,9 @@ from ssnas.errors import InputError
 from ssnas.finetune import evaluate, fit, latency_ms, mixing_sweep, predict, pretrain
 from ssnas.networks.baselines import linear_classifier
 from ssnas.networks.bilateral import BilateralSupernet
-from ssnas.networks.derived import Network
-from ssnas.networks.space import RELAXATIONS
+from ssnas.networks.derived import DerivedNetwork
+from ssnas.networks.genotype import Genotype
+from ssnas.networks.operations import RELAXATIONS
 from ssnas.networks.supernet import Supernet
 from ssnas.training import objectives
 from ssnas.training import trainer as loop_module
@@ -47,7 +47,7 @@ def train(genotype):
 
     def run(splits, config=CONFIG, seed=0, checkpoint=None):
         torch.manual_seed(seed)
-        network = Network(genotype, 2, 3, splits.train.num_classes, 3, 1)
+        network = DerivedNetwork(genotype, 2, 3, splits.train.num_classes, 3, 1)
         normalise = Normalise.of(splits.train.images)
         data = (network, splits.train, splits.val, normalise, splits.flip)
         return network, fit(*data, config, seed, CPU, checkpoint=checkpoint), normalise
@@ -250,7 +250,7 @@ def test_train_and_test_goes_on_where_it_was(tmp_path, splits, genotype, monkeyp
     part = transfer.Part(splits.train, splits.val, splits.test, True)
 
     def build():
-        return Network(genotype, 2, 3, 3, 3, 1)
+        return DerivedNetwork(genotype, 2, 3, 3, 3, 1)
 
     def run(weights=None, folder="a"):
         with Checkpoint(tmp_path / folder, {}) as checkpoint:
@@ -279,7 +279,7 @@ def test_train_and_test_goes_on_where_it_was(tmp_path, splits, genotype, monkeyp
 def test_pretraining_moves_the_features_and_reads_no_label(splits, genotype):
     def pretrained(data):
         torch.manual_seed(0)
-        network = Network(genotype, 2, 3, 3, 3, 1)
+        network = DerivedNetwork(genotype, 2, 3, 3, 3, 1)
         before = {key: value.clone() for key, value in network.state_dict().items()}
         config = replace(CONFIG, pretrain_epochs=2)
         search = Search(objective="nt-xent", projector=4)
@@ -298,7 +298,7 @@ def test_pretraining_moves_the_features_and_reads_no_label(splits, genotype):
 
 
 def test_supervised_search_has_nothing_to_pretrain_with(splits, genotype):
-    network, normalise = Network(genotype, 2, 3, 3, 3, 1), Normalise.of(splits.train.images)
+    network, normalise = DerivedNetwork(genotype, 2, 3, 3, 3, 1), Normalise.of(splits.train.images)
     config, search = replace(CONFIG, pretrain_epochs=1), Search(objective="supervised")
     with pytest.raises(InputError, match=r"finetune\.pretrain_epochs.*nt-xent"):
         pretrain(network, splits.train, normalise, True, config, search, Views(), 0, CPU)
@@ -453,7 +453,7 @@ def test_damaged_weights(tmp_path, damage):
         load_weights(path, {})
 
 
-@pytest.mark.parametrize("read", [digest, read_genotype, lambda path: load_weights(path, {})])
+@pytest.mark.parametrize("read", [digest, Genotype.read, lambda path: load_weights(path, {})])
 def test_missing_files(tmp_path, read):
     with pytest.raises(InputError, match="nothing: not found; `dvc repro`"):
         read(tmp_path / "nothing")
@@ -466,10 +466,10 @@ def test_digest(tmp_path):
 
 def test_genotype_file(tmp_path, genotype):
     (tmp_path / "genotype.json").write_text(genotype.to_json(), encoding="utf-8")
-    assert read_genotype(tmp_path / "genotype.json") == genotype
+    assert Genotype.read(tmp_path / "genotype.json") == genotype
     (tmp_path / "genotype.json").write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match="genotype"):
-        read_genotype(tmp_path / "genotype.json")
+        Genotype.read(tmp_path / "genotype.json")
 
 
 def test_tables_and_documents(tmp_path):

@@ -10,7 +10,8 @@ from ssnas import search as module
 from ssnas.config.schema import Search, Views
 from ssnas.data.views import Normalise
 from ssnas.errors import InputError
-from ssnas.networks.space import EDGES, RELAXATIONS
+from ssnas.networks.operations import RELAXATIONS
+from ssnas.networks.space import EDGES
 from ssnas.networks.supernet import Supernet
 from ssnas.search import Bilevel, encode, knn_monitor, search
 from ssnas.training import trainer as loop_module

@@ -24,7 +24,7 @@ TRANSFER_WEIGHTS = ("search", "finetune", "none")
 def _key(default: Any, **limits: Any) -> Any:
     """Declare a field with its limits: `choices`, `low` (≥), `above` (>), `high` (≤).
 
-    `choices` are the values themselves, or `module:name` of the table whose keys they are.
+    `choices` are the values themselves, or `module:name` of the table or function that has them.
     """
     return dataclasses.field(default=default, metadata=limits)
 
@@ -87,7 +87,7 @@ class Search(Sgd):
     A search of no epochs leaves α as they are drawn: its genotype is a random one.
     """
 
-    relaxation: str = _key("sigmoid", choices="ssnas.networks.supernet:RELAXATIONS")
+    relaxation: str = _key("sigmoid", choices="ssnas.networks.operations:RELAXATIONS")
     objective: str = _key("barlow-twins", choices="ssnas.training.objectives:OBJECTIVES")
     channels: int = _key(16, low=2)
     cells: int = _key(3, low=3)
@@ -118,7 +118,7 @@ class Derive:
 
     rule: str = _key("argmax", choices="ssnas.networks.genotype:RULES")
     threshold: float = _key(0.85, low=0.0, high=1.0)
-    op: str = _key("sep_conv_3x3", choices="ssnas.networks.genotype:KEPT_OPS")
+    op: str = _key("sep_conv_3x3", choices="ssnas.networks.operations:kept_operations")
 
 
 @dataclass(frozen=True)
@@ -245,11 +245,12 @@ def checked(where: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any
 
 
 def choices_of(declared: Iterable[str] | str) -> tuple[str, ...]:
-    """Resolve the `choices` of a key: the values themselves, or the keys of `module:name`."""
+    """Resolve the `choices` of a key: the values themselves, or those of `module:name`."""
     if not isinstance(declared, str):
         return tuple(declared)
     module, _, name = declared.partition(":")
-    return tuple(getattr(importlib.import_module(module), name))
+    table = getattr(importlib.import_module(module), name)
+    return tuple(table() if callable(table) else table)
 
 
 def _check_range(where: str, value: float, limits: Mapping[str, Any]) -> None:

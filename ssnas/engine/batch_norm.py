@@ -7,18 +7,34 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ssnas.engine.op_group import Normalise
 from ssnas.runtime.distributed import active, gather
 
 
 class Norm(nn.BatchNorm2d):
-    """Batch norm of (N, C) or (N, C, H, W), by `batch_norm`."""
+    """Batch norm of (N, C) or (N, C, H, W), over the batches of all processes.
+
+    Example:
+        >>> x = torch.tensor([[1.0], [3.0]])
+        >>> Norm(1, eps=0.0)(x).flatten()
+        tensor([-1.,  1.], grad_fn=<ViewBackward0>)
+    """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() not in (2, 4):
+            raise ValueError(f"batch norm takes (N, C) or (N, C, H, W); found {tuple(x.shape)}")
 
     def forward(self, x: Tensor) -> Tensor:
-        return batch_norm([self], x)
+        if self.training and active():
+            return batch_norm([self], x)
+        return super().forward(x)
+
+    def lower(self) -> Normalise:
+        return Normalise(self)
 
 
 def batch_norm(norms: Sequence[nn.BatchNorm2d], x: Tensor, scale: Tensor | None = None) -> Tensor:
-    """Several batch norms, side by side, as one.
+    """Apply several batch norms, side by side, as one.
 
     scale · (x − mean) / std is batch norm with `scale` as its affine weight, so that a mixed
     operation's w(α)·o(x) needs no pass over memory of its own.
@@ -61,22 +77,24 @@ def _synchronised(
     Mean and variance of W equal parts follow from those of each without loss of digits (Chan,
     Golub and LeVeque 1979): mean = (1/W) Σ mean_r, var = (1/W) Σ (var_r + (mean_r − mean)²).
     """
-    given = x.dtype
+    dtype = x.dtype
     # bfloat16 has too few digits for statistics.
-    x = x.to(torch.promote_types(given, torch.float32))
+    x = x.to(torch.promote_types(dtype, torch.float32))
     var, mean = torch.var_mean(x, [dim for dim in range(x.ndim) if dim != 1], correction=0)
     means, variances = gather(torch.stack([mean, var])[None]).unbind(1)
     mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
     factor, offset = factors(mean, var, eps, weight, bias)
     shape = (-1, *[1] * (x.ndim - 2))
-    result = (x * factor.view(shape) + offset.view(shape)).to(given)
+    result = (x * factor.view(shape) + offset.view(shape)).to(dtype)
     return result, mean, var, len(means) * x.numel() // x.shape[1]
 
 
 def affine_of(
     norms: Sequence[nn.BatchNorm2d], scale: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What multiplies the normalised channels, (E C,), and what is added; None for 1 and 0.
+    """The weights and biases of several norms, (E C,) each; None for 1 and 0.
+
+    Weights without affine parameters are those of `scale`.
 
     Raises:
         ValueError: for affine norms with a scale.
@@ -100,12 +118,11 @@ def check_scale(norms: Sequence[nn.BatchNorm2d], scale: Tensor | None) -> None:
 @torch.no_grad()
 def record_statistics(norms: Sequence[nn.BatchNorm2d], mean: Tensor, var: Tensor) -> None:
     """Write running statistics, (E C,), into the norms that they belong to."""
-    for norm, own_mean, own_var in zip(
-        norms, mean.chunk(len(norms)), var.chunk(len(norms)), strict=True
-    ):
-        if own_mean.data_ptr() != norm.running_mean.data_ptr():
-            norm.running_mean.copy_(own_mean)
-            norm.running_var.copy_(own_var)
+    statistics = zip(mean.chunk(len(norms)), var.chunk(len(norms)), strict=True)
+    for norm, (norm_mean, norm_var) in zip(norms, statistics, strict=True):
+        if norm_mean.data_ptr() != norm.running_mean.data_ptr():
+            norm.running_mean.copy_(norm_mean)
+            norm.running_var.copy_(norm_var)
         norm.num_batches_tracked.add_(1)
 
 
@@ -129,6 +146,7 @@ def record_batch(
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenate along the first dimension; a single tensor stays itself."""
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 

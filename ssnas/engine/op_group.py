@@ -1,26 +1,226 @@
-"""What the states of cells consist of."""
+"""Operations as the engine sees them: plain descriptions, in groups that share their input.
+
+An operation describes itself by a method `lower`, which returns one of the classes below. One that
+has none, or whose `forward` was overridden since, is computed by its own `forward`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from ssnas.networks.operations import DepthwiseSeparable, SepConv, Zero
+
+@dataclass(frozen=True)
+class Skip:
+    """The state itself."""
+
+    norm = None
+
+    @property
+    def signature(self) -> Hashable:
+        return ()
+
+    @property
+    def supported(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
-class Term:
+class Zero:
+    """Zeros of the state's size, or of half of it at stride 2."""
+
+    stride: int
+    norm = None
+
+    @property
+    def signature(self) -> Hashable:
+        return (self.stride,)
+
+    @property
+    def supported(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Batch norm of the state."""
+
+    norm: nn.BatchNorm2d
+
+    @property
+    def signature(self) -> Hashable:
+        return _norm_signature(self.norm)
+
+    @property
+    def supported(self) -> bool:
+        return isinstance(self.norm, nn.BatchNorm2d)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """3×3 pooling with padding 1, then batch norm."""
+
+    pool: nn.MaxPool2d | nn.AvgPool2d
+    norm: nn.BatchNorm2d
+
+    @property
+    def signature(self) -> Hashable:
+        return type(self.pool), self.pool.stride, *_norm_signature(self.norm)
+
+    @property
+    def supported(self) -> bool:
+        sizes = self.pool.kernel_size, self.pool.padding, self.pool.ceil_mode
+        return sizes == (3, 1, False) and isinstance(self.norm, nn.BatchNorm2d)
+
+
+@dataclass(frozen=True)
+class Project:
+    """ReLU, 1×1 convolution, batch norm.
+
+    At stride 2 there are two convolutions of half of the channels each: of the even pixels, and of
+    those diagonally after them.
+    """
+
+    convolutions: tuple[nn.Conv2d, ...]
+    norm: nn.BatchNorm2d
+
+    @property
+    def stride(self) -> int:
+        return len(self.convolutions)
+
+    @property
+    def signature(self) -> Hashable:
+        sizes = tuple((c.in_channels, c.out_channels) for c in self.convolutions)
+        return sizes, *_norm_signature(self.norm)
+
+    @property
+    def supported(self) -> bool:
+        return all(map(_is_plain, self.convolutions)) and isinstance(self.norm, nn.BatchNorm2d)
+
+
+@dataclass(frozen=True)
+class SeparableLayer:
+    """ReLU, depthwise convolution, pointwise convolution, batch norm."""
+
+    depthwise: nn.Conv2d
+    pointwise: nn.Conv2d
+    norm: nn.BatchNorm2d
+
+    @property
+    def channels(self) -> int:
+        return self.depthwise.in_channels
+
+    @property
+    def kernel(self) -> int:
+        return self.depthwise.kernel_size[0]
+
+    @property
+    def stride(self) -> int:
+        return self.depthwise.stride[0]
+
+    @property
+    def dilation(self) -> int:
+        return self.depthwise.dilation[0]
+
+
+@dataclass(frozen=True)
+class Separable:
+    """Depthwise separable convolutions, one layer after another."""
+
+    layers: tuple[SeparableLayer, ...]
+
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        return self.layers[-1].norm
+
+    @property
+    def signature(self) -> Hashable:
+        return tuple(
+            (layer.kernel, layer.stride, layer.dilation, *_norm_signature(layer.norm))
+            for layer in self.layers
+        )
+
+    @property
+    def supported(self) -> bool:
+        """The kernels know 3×3 and 5×5, plain or of dilation 2, each at stride 1 or 2."""
+        return all(
+            _is_plain(layer.depthwise)
+            and layer.depthwise.groups == layer.depthwise.out_channels == layer.channels
+            and layer.depthwise.padding[0] == layer.dilation * (layer.kernel - 1) // 2
+            and _is_plain(layer.pointwise)
+            and isinstance(layer.norm, nn.BatchNorm2d)
+            and layer.kernel in (3, 5)
+            and layer.dilation in (1, 2)
+            and layer.stride in (1, 2)
+            for layer in self.layers
+        )
+
+
+Description = Skip | Zero | Normalise | Pool | Project | Separable
+
+
+@runtime_checkable
+class Lowered(Protocol):
+    """An operation that describes itself to the engine."""
+
+    def lower(self) -> Description: ...
+
+
+def describe(op: nn.Module) -> Description | None:
+    """The engine's description of an operation, or None for one that it does not know.
+
+    Example:
+        >>> describe(nn.Identity())
+        Skip()
+        >>> describe(nn.Conv2d(4, 4, 7)) is None
+        True
+    """
+    if type(op) is nn.Identity:
+        return Skip()
+    if type(op) is nn.BatchNorm2d:
+        return Normalise(op)
+    if not isinstance(op, Lowered) or _overrides_forward(op):
+        return None
+    description = op.lower()
+    return description if description.supported else None
+
+
+def _overrides_forward(op: nn.Module) -> bool:
+    """Whether `forward` was replaced below the class whose `lower` describes it."""
+    if "forward" in vars(op):
+        return True
+    kinds = type(op).__mro__
+    definers = [next(kind for kind in kinds if name in vars(kind)) for name in ("forward", "lower")]
+    return kinds.index(definers[0]) < kinds.index(definers[1])
+
+
+def _is_plain(convolution: nn.Module) -> bool:
+    return (
+        type(convolution) is nn.Conv2d
+        and convolution.bias is None
+        and convolution.padding_mode == "zeros"
+    )
+
+
+def _norm_signature(norm: Any) -> tuple[Hashable, ...]:
+    return norm.num_features, norm.affine
+
+
+@dataclass(frozen=True)
+class OpGroup:
     """Operations of one kind on edges that leave the same states.
 
     Args:
-        ops: of equal channels, kernels and strides; `nn.Identity` for the state itself, a
-            batch norm for the state behind it.
+        ops: of equal channels, kernels and strides; `nn.Identity` for the state itself, a batch
+            norm for the state behind it.
         targets: for each of them the state that it is added to.
         sources: the state that all of them read, or several of one size, whose channels follow
             each other.
-        weighted: whether a w_o multiplies what each of them gives.
+        weighted: whether a weight w_o multiplies each operation's output.
     """
 
     ops: Sequence[nn.Module]
@@ -28,22 +228,21 @@ class Term:
     sources: tuple[int, ...]
     weighted: bool = True
 
+    @cached_property
+    def described(self) -> list[Description] | None:
+        """The operations' descriptions; None if the engine does not know one of them."""
+        descriptions = [describe(op) for op in self.ops]
+        known = [description for description in descriptions if description is not None]
+        return known if len(known) == len(descriptions) else None
+
     @property
     def norms(self) -> list[nn.BatchNorm2d] | None:
         """The batch norms at the operations' ends, if they have any."""
-        match self.ops[0]:
-            case nn.Identity() | Zero():
-                return None
-            case nn.BatchNorm2d():
-                return list(self.ops)
-        return [op.norm for op in self.ops]
+        norms = [op.norm for op in self.described or ()]
+        return [norm for norm in norms if norm is not None] or None
 
     @property
-    def layers(self) -> list[Sequence[DepthwiseSeparable]]:
-        """The separable convolutions that the operations consist of, one layer after another."""
-        match self.ops[0]:
-            case SepConv():
-                return [[op.first for op in self.ops], [op.second for op in self.ops]]
-            case DepthwiseSeparable():
-                return [self.ops]
-        return []
+    def layers(self) -> list[list[SeparableLayer]]:
+        """The operations' separable convolutions, side by side, one layer after another."""
+        separable = [op.layers for op in self.described or () if isinstance(op, Separable)]
+        return [list(layers) for layers in zip(*separable, strict=True)]

@@ -1,4 +1,4 @@
-"""Stem and cells: what supernet and network have in common."""
+"""Stem and cells, common to supernet and derived network."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ssnas.engine.batch_norm import Norm
 from ssnas.engine.graph import concatenated
-from ssnas.engine.op_group import Term
+from ssnas.engine.op_group import OpGroup
 from ssnas.errors import InputError
-from ssnas.networks.cell import Cell, Chain
+from ssnas.networks.cell import Cell
+from ssnas.networks.cell_graph import CellGraph
 from ssnas.networks.space import NUM_NODES, cell_kinds
 
 
@@ -28,18 +29,19 @@ class CifarStem(nn.Sequential):
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), Norm(width))
 
-    def inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two inputs of the first cell, here one and the same, (N, width, H, W)."""
-        x = self(x)
+        convolution, norm = self
+        x = norm(convolution(x))
         return x, x
 
-    def given(self, x: Tensor) -> list[Tensor]:
-        """What the cells' graph starts from: the convolution."""
+    def before_groups(self, x: Tensor) -> list[Tensor]:
+        """Compute the part of the stem that the cells' graph starts from: the convolution."""
         return [self[0](x)]
 
-    def terms(self) -> list[Term]:
-        """The rest, as a part of that graph, where a batch norm needs fewer passes over memory."""
-        return [Term([self[1]], (1,), (0,), weighted=False)]
+    def groups(self) -> list[OpGroup]:
+        """The rest as a part of that graph, where a batch norm needs fewer passes over memory."""
+        return [OpGroup([self[1]], (1,), (0,), weighted=False)]
 
 
 class ImageNetStem(nn.Sequential):
@@ -62,19 +64,19 @@ class ImageNetStem(nn.Sequential):
             *_halving(width, width),
         )
 
-    def inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two inputs of the first cell: s0, (N, width, ⌈H/4⌉, ⌈W/4⌉), and s1, half as large."""
         *first, relu, convolution, norm = self
         for layer in first:
             x = layer(x)
         return x, norm(convolution(relu(x)))
 
-    def given(self, x: Tensor) -> list[Tensor]:
-        """What the cells' graph starts from: their inputs."""
-        return list(self.inputs(x))
+    def before_groups(self, x: Tensor) -> list[Tensor]:
+        """Compute the part of the stem that the cells' graph starts from: all of it."""
+        return list(self(x))
 
-    def terms(self) -> list[Term]:
-        """The rest: nothing."""
+    def groups(self) -> list[OpGroup]:
+        """The rest as a part of that graph: nothing."""
         return []
 
 
@@ -85,8 +87,8 @@ def _halving(in_channels: int, channels: int) -> tuple[nn.Conv2d, Norm]:
 STEMS: dict[str, type[CifarStem | ImageNetStem]] = {"cifar": CifarStem, "imagenet": ImageNetStem}
 
 
-class CellStack(nn.Module):
-    """Stem and cells, common to supernet and network: images to pooled features.
+class Backbone(nn.Module):
+    """Stem and cells: images to pooled features.
 
     Channels start at `channels` and double at each reduction cell.
 
@@ -101,8 +103,9 @@ class CellStack(nn.Module):
         stem: a key of `STEMS`.
 
     Attributes:
-        cell_by_cell: whether `run_cell` computes one after the other, instead of all as one graph,
-            which calls neither the cells nor the stem as modules.
+        accelerated: whether the engine may compute the cells (`networks.cell_graph`), instead of
+            their own `forward`. Where a hook, a tracer or an exporter looks, it never does.
+        cell_by_cell: whether cells are computed one after the other, instead of all as one graph.
         out_features: length of the feature vector.
         channels: C of the last cell.
         last_widths: channels of the last two outputs, which a further cell would read.
@@ -111,6 +114,7 @@ class CellStack(nn.Module):
         InputError: for an unknown stem.
     """
 
+    accelerated = True
     cell_by_cell = False
 
     def __init__(
@@ -141,7 +145,8 @@ class CellStack(nn.Module):
             previous, previous_reduce = (previous[1], NUM_NODES * channels), reduce
         if partial > 1:
             self.cell_by_cell = True
-        self._chain = Chain(self.cells, self.stem.terms())
+        self._graph = CellGraph(self.cells, self.stem.groups())
+        self._graphs: dict[Cell, CellGraph] = {}
         self.channels, self.last_widths = channels, previous
         self.out_features = NUM_NODES * channels
 
@@ -163,18 +168,18 @@ class CellStack(nn.Module):
         return concatenated(before_last), concatenated(last)
 
     def outputs(self, x: Tensor, weights: Mapping[str, Tensor] | None) -> list[Sequence[Tensor]]:
-        """Those of stem and cells, each in parts, whose channels follow each other.
+        """Outputs of the stem and of the cells, each in parts whose channels follow each other.
 
         Cell by cell only the last two, so that no others are kept.
         """
         x = self.arrange(x)
-        own = [None if weights is None else weights[kind] for kind in self.kinds]
-        if not self.cell_by_cell:
-            return self._chain(self.stem.given(x), own)
-        s0, s1 = self.stem.inputs(x)
+        tables = [None if weights is None else weights[kind] for kind in self.kinds]
+        if self.accelerated and not self.cell_by_cell and self._graph.takes(x):
+            return self._graph(self.stem.before_groups(x), tables)
+        s0, s1 = self.stem(x)
         outputs = [[s0], [s1]]
-        for cell, weight in zip(self.cells, own, strict=True):
-            s0, s1 = s1, self.run_cell(cell, s0, s1, weight)
+        for cell, table in zip(self.cells, tables, strict=True):
+            s0, s1 = s1, self.run_cell(cell, s0, s1, table)
             outputs = [outputs[-1], [s1]]
         return outputs
 
@@ -183,4 +188,9 @@ class CellStack(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
     def run_cell(self, cell: Cell, s0: Tensor, s1: Tensor, weights: Tensor | None) -> Tensor:
+        """The output of one cell, see `Cell.forward`; by the engine where it may compute it."""
+        if self.accelerated and not torch.compiler.is_compiling():
+            graph = self._graphs.setdefault(cell, CellGraph([cell]))
+            if graph.takes(s1):
+                return concatenated(graph([s0, s1], [weights])[-1])
         return cell(s0, s1, weights)

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ssnas.errors import InputError
-from ssnas.networks.backbone import CellStack
-from ssnas.networks.cell import Cell
+from ssnas.networks.backbone import Backbone
 from ssnas.networks.genotype import Genotype
 from ssnas.networks.space import CELL_KINDS, EDGES
 
 
-class Network(CellStack):
+class DerivedNetwork(Backbone):
     """Stem, cells of the genotype's operations, global average pooling, linear classifier.
 
     Args:
@@ -25,7 +24,7 @@ class Network(CellStack):
         num_classes: outputs of the classifier (labels, when multi-label).
         in_channels: channels of the images.
         stem_multiplier: the stem has `stem_multiplier` · C channels.
-        stem: see `stack.STEMS`.
+        stem: see `backbone.STEMS`.
 
     Raises:
         InputError: for an unknown stem.
@@ -64,7 +63,7 @@ def _ops_by_edge(edges) -> dict[int, list[str]]:
     return ops
 
 
-def inherit(network: Network, weights: Mapping[str, Tensor]) -> None:
+def inherit(network: DerivedNetwork, weights: Mapping[str, Tensor]) -> None:
     """Give `network` the weights of the supernet, or of a network of the same genotype (T21).
 
     Stem, preprocessing and the chosen operations are taken over with their batch-norm statistics;
@@ -121,8 +120,6 @@ def parameter_count(module: nn.Module) -> int:
 def multiply_adds(module: nn.Module, x: Tensor) -> int:
     """Multiply-adds of the convolutions and linear layers that one image passes.
 
-    Counted on the definition of the cells: their fast forward rearranges strided convolutions.
-
     Args:
         x: images, (N, C, H, W), of which the first is used.
     """
@@ -136,9 +133,5 @@ def multiply_adds(module: nn.Module, x: Tensor) -> int:
     for layer in twin.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.register_forward_hook(count)
-        if isinstance(layer, CellStack):
-            layer.cell_by_cell = True
-        if isinstance(layer, Cell):
-            layer.forward = layer.forward_by_definition
     twin(x[:1])
     return total

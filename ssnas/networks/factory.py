@@ -1,52 +1,68 @@
 """The network that a run trains."""
 
-from torch import nn
+from __future__ import annotations
 
-from ssnas.artifacts import Places, load_weights, read_genotype, search_description
-from ssnas.config.schema import Run
-from ssnas.data import Dataset
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ssnas.config.schema import Finetune, Search
 from ssnas.errors import InputError
 from ssnas.networks.baselines import BASELINES, build_baseline, normalise_classifier
 from ssnas.networks.bilateral import build_supernet
-from ssnas.networks.derived import Network, inherit
+from ssnas.networks.derived import DerivedNetwork, inherit
+from ssnas.networks.genotype import Genotype
 
 NETWORKS = ("derived", "supernet", *BASELINES)
+"""The names of `finetune.network`: that of the genotype, the searched supernet, or a baseline."""
 
 
-def build_network(run: Run, data: Dataset) -> nn.Module:
-    """The network of `finetune.network` for these images and classes.
+def build_network(
+    config: Finetune,
+    search: Search,
+    genotype: Genotype | None,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+) -> nn.Module:
+    """Build the network of `finetune.network`.
 
     LDAM's logits are cosines, so its classifier is a normalised one (Cao et al. 2019).
+
+    Args:
+        config: its `network`, `channels`, `cells` and `loss`.
+        search: the supernet's sizes and stem.
+        genotype: the operations of a derived network; None for another one.
+        num_classes: outputs of the classifier (labels, when multi-label).
+        image_shape: (H, W, C) of the images.
 
     Raises:
         InputError: if the search has no such network, or an option does not go with it.
     """
-    config, in_channels = run.finetune, data.images.shape[-1]
-    _check_options(run)
+    _check_options(config, search)
+    height, _, in_channels = image_shape
+    if config.network == "supernet":
+        return build_supernet(search, in_channels, num_classes)
     if config.network in BASELINES:
-        network = build_baseline(
-            config.network, data.num_classes, in_channels, data.images.shape[1]
-        )
-    elif config.network == "supernet":
-        return build_supernet(run.search, in_channels, data.num_classes)
+        network = build_baseline(config.network, num_classes, in_channels, height)
     else:
-        network = Network(
-            read_genotype(Places(run.folders).metrics("searches", "genotype.json")),
-            config.channels or run.search.channels,
-            config.cells or run.search.cells,
-            data.num_classes,
+        if genotype is None:
+            raise InputError("finetune.network: found 'derived' without a genotype")
+        network = DerivedNetwork(
+            genotype,
+            config.channels or search.channels,
+            config.cells or search.cells,
+            num_classes,
             in_channels,
-            run.search.stem_multiplier,
-            run.search.stem,
+            search.stem_multiplier,
+            search.stem,
         )
     if config.loss == "ldam-drw":
         normalise_classifier(network)
     return network
 
 
-def _check_options(run: Run) -> None:
-    """Refuse what would otherwise be ignored, or fail far from its cause."""
-    config = run.finetune
+def _check_options(config: Finetune, search: Search) -> None:
+    """Refuse options that would otherwise be ignored, or fail far from their cause."""
     if config.network == "derived":
         return
     for key in ("cells", "channels", "pretrain_epochs"):
@@ -57,7 +73,7 @@ def _check_options(run: Run) -> None:
             )
     if config.network != "supernet":
         return
-    if run.search.objective != "supervised":
+    if search.objective != "supervised":
         raise InputError(
             "finetune.network: found 'supernet' of a self-supervised search, which has no "
             "classifier; accepted with search.objective supervised"
@@ -69,24 +85,21 @@ def _check_options(run: Run) -> None:
         )
 
 
-def start_from_search(network: nn.Module, run: Run) -> bool:
-    """Give `network` the searched weights that it starts from, if the run has a search.
+def start_from_search(network: nn.Module, config: Finetune, weights: Mapping[str, Tensor]) -> bool:
+    """Give `network` the searched weights that it starts from.
 
     A supernet goes on as the search left it; a derived network inherits, unless told not to.
 
     Returns:
-        Whether it now has searched weights.
+        whether it now has searched weights.
 
     Raises:
-        InputError: if the search's files are missing or of other parameters or data.
+        InputError: if the weights are those of other channels or cells.
     """
-    if "searches" not in run.folders:
-        return False
-    weights = load_weights(Places(run.folders).supernet, search_description(run))
-    if run.finetune.network == "supernet":
+    if config.network == "supernet":
         network.load_state_dict(weights)
         return True
-    if run.finetune.network == "derived" and run.finetune.inherit:
+    if isinstance(network, DerivedNetwork) and config.inherit:
         inherit(network, weights)
         return True
     return False

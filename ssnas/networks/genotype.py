@@ -6,17 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import index
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ssnas.errors import InputError
-from ssnas.networks.space import CELL_KINDS, EDGES, NUM_INPUTS, NUM_STATES, OPS
+from ssnas.networks.operations import RELAXATIONS, kept_operations
+from ssnas.networks.space import CELL_KINDS, EDGES, NUM_INPUTS, NUM_STATES
 
 RULES = ("argmax", "darts", "threshold", "uniform")
 MAX_OPS_PER_NODE = 2
-KEPT_OPS = OPS[1:]
-"""What an edge may keep: every operation but `none`."""
 
 
 class Edge(NamedTuple):
@@ -61,6 +61,18 @@ class Genotype:
         return "{\n" + ",\n".join(cells) + "\n}\n"
 
     @classmethod
+    def read(cls, path: Path) -> Genotype:
+        """Read the genotype in a file.
+
+        Raises:
+            InputError: if the file is missing or holds no genotype.
+        """
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: not found; `dvc repro` makes it") from error
+
+    @classmethod
     def from_json(cls, text: str) -> Genotype:
         """Inverse of `to_json`.
 
@@ -86,10 +98,9 @@ class Genotype:
 
 def _check_cell(kind: str, edges: tuple[Edge, ...]) -> None:
     for edge in edges:
-        if edge.op not in KEPT_OPS:
-            raise InputError(
-                f"genotype: {kind} cell: unknown op {edge.op!r}; choose from {', '.join(KEPT_OPS)}"
-            )
+        if edge.op not in kept_operations():
+            known = ", ".join(kept_operations())
+            raise InputError(f"genotype: {kind} cell: unknown op {edge.op!r}; choose from {known}")
         if (edge.source, edge.target) not in EDGES:
             raise InputError(
                 f"genotype: {kind} cell: no edge {edge.source} -> {edge.target}; edges lead from "
@@ -112,7 +123,7 @@ def derive(
     threshold: float = 0.85,
     op: str = "sep_conv_3x3",
 ) -> Genotype:
-    """Choose the operations that the found architecture keeps.
+    """Choose the operations that the searched architecture keeps.
 
     - `argmax` (T21): the best op on every edge; an edge whose best op is `none` is left out.
     - `darts` (Liu et al. 2019): per edge the best op other than `none`, then per node the two
@@ -123,13 +134,21 @@ def derive(
 
     Args:
         weights: for "normal" and "reduce" the op weights w(α), shape (14, ops), edges in the order
-            of `space.EDGES`, ops being the last columns of `space.OPS`.
+            of `space.EDGES`, and ops those of a relaxation, see `operations.RELAXATIONS`.
         rule: one of `RULES`.
         threshold: of the rule `threshold`.
         op: of the rule `uniform`.
 
     Raises:
         InputError: for an unknown rule or op, NaN weights, or a cell with an isolated node.
+
+    Example:
+        >>> from ssnas.networks.space import EDGES
+        >>> from ssnas.networks.operations import RELAXATIONS
+        >>> weights = np.zeros((len(EDGES), len(RELAXATIONS["sigmoid"])))
+        >>> weights[:, RELAXATIONS["sigmoid"].index("skip_connect")] = 0.9
+        >>> derive({"normal": weights, "reduce": weights}, "darts").normal[:2]
+        (Edge(source=0, target=2, op='skip_connect'), Edge(source=0, target=3, op='skip_connect'))
     """
     rules = {
         "argmax": _argmax,
@@ -140,20 +159,21 @@ def derive(
     choose = rules.get(rule)
     if choose is None:
         raise InputError(f"derive.rule: unknown rule {rule!r}; choose from {', '.join(RULES)}")
+    columns = {len(ops): ops for ops in RELAXATIONS.values()}
     cells = {}
     for kind in CELL_KINDS:
         table = np.asarray(weights[kind], dtype=float)
-        if table.shape not in ((len(EDGES), len(OPS) - 1), (len(EDGES), len(OPS))):
+        if table.shape not in {(len(EDGES), width) for width in columns}:
             raise InputError(
                 f"derive: {kind} weights have shape {table.shape}; accepted is "
-                f"({len(EDGES)}, {len(OPS) - 1} or {len(OPS)})"
+                f"({len(EDGES)}, {' or '.join(map(str, sorted(columns)))})"
             )
         if np.isnan(table).any():
             raise InputError(f"derive: the {kind} cell's weights contain NaN")
         candidates = [
             (float(weight), Edge(source, target, op))
             for (source, target), row in zip(EDGES, table, strict=True)
-            for op, weight in zip(OPS[-table.shape[1] :], row, strict=True)
+            for op, weight in zip(columns[table.shape[1]], row, strict=True)
         ]
         cells[kind] = tuple(choose(candidates))
     return Genotype(**cells)

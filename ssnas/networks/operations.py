@@ -1,25 +1,87 @@
-"""The candidate operations, as the DARTS papers define them.
+"""The candidate operations, as the DARTS papers define them (Liu et al. 2019, arXiv 1806.09055).
 
-Supernet and network build their operations from the one table `build`, so weights move between
-them by name. In the search, batch norm has no affine parameters (`affine=False`): a scale there
-would undo the architecture weights.
+Each name stands once, with the function that builds its module: supernet and derived network build
+from the same table, so weights move between them by name. A further operation needs nothing but an
+entry here; see `operation`.
+
+In the search, batch norm has no affine parameters (`affine=False`): a scale there would undo the
+architecture weights. A module's method `lower` describes it to the engine, which then computes it
+side by side with others; a module without one is computed by its `forward`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ssnas.engine.batch_norm import Norm, joined
-from ssnas.networks.space import OPS
+from ssnas.engine import op_group as engine
+from ssnas.engine.batch_norm import Norm
+
+Builder = Callable[[int, int, bool], nn.Module]
+"""From channels, stride (1 or 2) and whether batch norms are affine to the operation's module."""
+
+OPERATIONS: dict[str, Builder] = {}
+"""The candidate operations by name, in the order of the architecture weights' columns."""
+
+RELAXATIONS: dict[str, tuple[str, ...]] = {"softmax": (), "sigmoid": ()}
+"""The candidates of each relaxation: independent sigmoids need no `none` (FairDARTS)."""
+
+
+def operation(name: str) -> Callable[[Builder], Builder]:
+    """Register a candidate operation: the function below builds its module.
+
+    Example, a plain 7×7 convolution::
+
+        @operation("conv_7x7")
+        def conv_7x7(channels, stride, affine):
+            return nn.Conv2d(channels, channels, 7, stride, padding=3, bias=False)
+    """
+
+    def register(builder: Builder) -> Builder:
+        OPERATIONS[name] = builder
+        for relaxation in RELAXATIONS:
+            if name != "none" or relaxation == "softmax":
+                RELAXATIONS[relaxation] += (name,)
+        return builder
+
+    return register
+
+
+def kept_operations() -> tuple[str, ...]:
+    """The operations that an edge may keep: all but `none`.
+
+    Example:
+        >>> kept_operations()[:3]
+        ('max_pool_3x3', 'avg_pool_3x3', 'skip_connect')
+    """
+    return tuple(name for name in OPERATIONS if name != "none")
+
+
+def build(op: str, channels: int, stride: int, affine: bool) -> nn.Module:
+    """Build the module of an operation, from C = `channels` to C channels.
+
+    Args:
+        op: a key of `OPERATIONS`.
+        channels: C.
+        stride: 1, or 2 to halve height and width (rounded up).
+        affine: whether batch norms have affine parameters.
+
+    Raises:
+        ValueError: for a name that is not there.
+
+    Example:
+        >>> build("sep_conv_3x3", 8, stride=2, affine=True)(torch.zeros(2, 8, 7, 7)).shape
+        torch.Size([2, 8, 4, 4])
+    """
+    if op not in OPERATIONS:
+        raise ValueError(f"unknown op {op!r}; choose from {', '.join(OPERATIONS)}")
+    return OPERATIONS[op](channels, stride, affine)
 
 
 class ConvNorm(nn.Module):
     """ReLU, 1×1 convolution, batch norm: brings a cell's input to the cell's channels."""
-
-    stride = 1
 
     def __init__(self, in_channels: int, channels: int, affine: bool) -> None:
         super().__init__()
@@ -29,23 +91,12 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.pointwise(x.relu()))
 
-    @staticmethod
-    def grids(x: Tensor) -> Tensor:
-        return x
-
-    @staticmethod
-    def joint_kernel(ops: Sequence[ConvNorm]) -> Tensor:
-        return joined([op.pointwise.weight for op in ops])
+    def lower(self) -> engine.Project:
+        return engine.Project((self.pointwise,), self.norm)
 
 
 class FactorizedReduce(nn.Module):
-    """Halves height and width: ReLU, two 1×1 stride-2 convolutions on shifted grids, batch norm.
-
-    Like `ConvNorm`, several of one x are, but for their batch norms, one 1×1 convolution of the
-    rectified `grids` with their `joint_kernel`.
-    """
-
-    stride = 2
+    """Halves height and width: ReLU, two 1×1 stride-2 convolutions on shifted grids, batch norm."""
 
     def __init__(self, in_channels: int, channels: int, affine: bool) -> None:
         super().__init__()
@@ -59,44 +110,8 @@ class FactorizedReduce(nn.Module):
         shifted = nn.functional.pad(x[:, :, 1:, 1:], (0, 1, 0, 1))
         return self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
 
-    @staticmethod
-    def grids(x: Tensor) -> Tensor:
-        """The pixels that both convolutions read, side by side, (N, 2 C, ⌈H/2⌉, ⌈W/2⌉)."""
-        return _BothGrids.apply(x)
-
-    @staticmethod
-    def joint_kernel(ops: Sequence[FactorizedReduce]) -> Tensor:
-        """Half of the weights are zero, (E C', 2 C, 1, 1)."""
-        inputs = ops[0].even.in_channels
-        kernels = []
-        for op in ops:
-            kernels += [
-                nn.functional.pad(op.even.weight, (0, 0, 0, 0, 0, inputs)),
-                nn.functional.pad(op.odd.weight, (0, 0, 0, 0, inputs, 0)),
-            ]
-        return torch.cat(kernels)
-
-
-class _BothGrids(torch.autograd.Function):
-    """The even pixels and those diagonally after them, (N, C, H, W) to (N, 2 C, ⌈H/2⌉, ⌈W/2⌉).
-
-    PyTorch's own backward of two slices writes two whole images of zeros and adds them.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.size = x.shape
-        odd = nn.functional.pad(x[:, :, 1::2, 1::2], (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        return torch.cat([x[:, :, ::2, ::2], odd], dim=1)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        n, channels, height, width = ctx.size
-        even, odd = gradient.split(channels, dim=1)
-        x = gradient.new_zeros((n, height, width, channels)).permute(0, 3, 1, 2)
-        x[:, :, ::2, ::2] = even
-        x[:, :, 1::2, 1::2] = odd[:, :, : height // 2, : width // 2]
-        return x
+    def lower(self) -> engine.Project:
+        return engine.Project((self.even, self.odd), self.norm)
 
 
 class DepthwiseSeparable(nn.Module):
@@ -106,7 +121,6 @@ class DepthwiseSeparable(nn.Module):
         self, channels: int, kernel: int, stride: int, dilation: int, affine: bool
     ) -> None:
         super().__init__()
-        self.stride, self.dilation = stride, dilation
         self.depthwise = nn.Conv2d(
             channels,
             channels,
@@ -123,6 +137,13 @@ class DepthwiseSeparable(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.pointwise(self.depthwise(x.relu())))
 
+    @property
+    def layer(self) -> engine.SeparableLayer:
+        return engine.SeparableLayer(self.depthwise, self.pointwise, self.norm)
+
+    def lower(self) -> engine.Separable:
+        return engine.Separable((self.layer,))
+
 
 class SepConv(nn.Module):
     """Two depthwise separable convolutions; the first one carries the stride."""
@@ -135,9 +156,8 @@ class SepConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.first(x))
 
-    @property
-    def norm(self) -> Norm:
-        return self.second.norm
+    def lower(self) -> engine.Separable:
+        return engine.Separable((self.first.layer, self.second.layer))
 
 
 class Pool(nn.Module):
@@ -159,6 +179,9 @@ class Pool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.pool(x))
 
+    def lower(self) -> engine.Pool:
+        return engine.Pool(self.pool, self.norm)
+
 
 class Zero(nn.Module):
     """The op `none`: zeros of the output's size."""
@@ -170,12 +193,15 @@ class Zero(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
+    def lower(self) -> engine.Zero:
+        return engine.Zero(self.stride)
+
 
 def bypass(x: Tensor, stride: int) -> Tensor:
-    """What becomes of the channels that pass by an edge's operations (PC-DARTS, Xu et al. 2020).
+    """Bring the channels that pass by an edge's operations to its target's size (PC-DARTS).
 
     Returns:
-        `x` at stride 1; at stride 2 its 2×2 max pooling, (N, C, ⌈H/2⌉, ⌈W/2⌉).
+        `x` at stride 1; at stride 2 its 2×2 max pooling, (N, C, ⌈H/2⌉, ⌈W/2⌉) (Xu et al. 2020).
     """
     return x if stride == 1 else nn.functional.max_pool2d(x, 2, ceil_mode=True)
 
@@ -189,26 +215,41 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     return x.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
 
 
-_BUILDERS = {
-    "none": lambda c, s, affine: Zero(s),
-    "max_pool_3x3": lambda c, s, affine: Pool(c, s, "max"),
-    "avg_pool_3x3": lambda c, s, affine: Pool(c, s, "avg"),
-    "skip_connect": lambda c, s, affine: (
-        nn.Identity() if s == 1 else FactorizedReduce(c, c, affine)
-    ),
-    "sep_conv_3x3": lambda c, s, affine: SepConv(c, 3, s, affine),
-    "sep_conv_5x5": lambda c, s, affine: SepConv(c, 5, s, affine),
-    "dil_conv_3x3": lambda c, s, affine: DepthwiseSeparable(c, 3, s, 2, affine),
-    "dil_conv_5x5": lambda c, s, affine: DepthwiseSeparable(c, 5, s, 2, affine),
-}
+@operation("none")
+def _none(channels: int, stride: int, affine: bool) -> nn.Module:
+    return Zero(stride)
 
 
-def build(op: str, channels: int, stride: int, affine: bool) -> nn.Module:
-    """The module of `op` for `channels` → `channels` at `stride` 1 or 2.
+@operation("max_pool_3x3")
+def _max_pool(channels: int, stride: int, affine: bool) -> nn.Module:
+    return Pool(channels, stride, "max")
 
-    Raises:
-        ValueError: for a name outside `space.OPS`.
-    """
-    if op not in _BUILDERS:
-        raise ValueError(f"unknown op {op!r}; choose from {', '.join(OPS)}")
-    return _BUILDERS[op](channels, stride, affine)
+
+@operation("avg_pool_3x3")
+def _average_pool(channels: int, stride: int, affine: bool) -> nn.Module:
+    return Pool(channels, stride, "avg")
+
+
+@operation("skip_connect")
+def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
+    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
+
+
+@operation("sep_conv_3x3")
+def _separable_3(channels: int, stride: int, affine: bool) -> nn.Module:
+    return SepConv(channels, 3, stride, affine)
+
+
+@operation("sep_conv_5x5")
+def _separable_5(channels: int, stride: int, affine: bool) -> nn.Module:
+    return SepConv(channels, 5, stride, affine)
+
+
+@operation("dil_conv_3x3")
+def _dilated_3(channels: int, stride: int, affine: bool) -> nn.Module:
+    return DepthwiseSeparable(channels, 3, stride, 2, affine)
+
+
+@operation("dil_conv_5x5")
+def _dilated_5(channels: int, stride: int, affine: bool) -> nn.Module:
+    return DepthwiseSeparable(channels, 5, stride, 2, affine)

@@ -2,19 +2,9 @@
 
 A cell reads the outputs of the two cells before it (states 0 and 1), computes four nodes
 (states 2 to 5) and returns their concatenation. Every pair (earlier state, node) is an edge, and
-every edge carries one or more of the operations in `OPS`.
+every edge carries one or more of the operations of `networks.operations`.
 """
 
-OPS = (
-    "none",
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-)
 NUM_INPUTS = 2
 NUM_NODES = 4
 NUM_STATES = NUM_INPUTS + NUM_NODES
@@ -24,9 +14,6 @@ EDGES = tuple(
     (source, target) for target in range(NUM_INPUTS, NUM_STATES) for source in range(target)
 )
 """All (source state, target state) pairs, ordered by target and then by source: 14 edges."""
-
-RELAXATIONS = {"softmax": OPS, "sigmoid": OPS[1:]}
-"""Candidate operations of each relaxation: independent sigmoids need no `none` (FairDARTS)."""
 
 
 def reduction_positions(num_cells: int) -> tuple[int, ...]:

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from ssnas.errors import InputError
-from ssnas.networks.backbone import CellStack
+from ssnas.networks.backbone import Backbone
 from ssnas.networks.cell import Cell
-from ssnas.networks.space import CELL_KINDS, EDGES, NUM_INPUTS, NUM_STATES, RELAXATIONS
+from ssnas.networks.operations import RELAXATIONS
+from ssnas.networks.space import CELL_KINDS, EDGES, NUM_INPUTS, NUM_STATES
 
 ALPHA_STD = 1e-3
 
 
-class Supernet(CellStack):
+class Supernet(Backbone):
     """All candidate operations on every edge, weighted by w(α).
 
     w is the softmax over an edge's operations (DARTS, Liu et al. 2019) or the elementwise sigmoid
@@ -36,7 +37,7 @@ class Supernet(CellStack):
         num_classes: outputs of a linear classifier on the features; without one, `forward` returns
             the features themselves.
         partial: K, a divisor of `channels`; above 1 with the relaxation `softmax` alone.
-        stem: see `stack.STEMS`.
+        stem: see `backbone.STEMS`.
         checkpoint: of each cell keep the inputs alone, and compute what its backward pass needs
             once more when that comes (Chen et al. 2016): same result and same gradients, with
             the memory of the largest cell instead of all, for one more forward pass.
@@ -66,8 +67,8 @@ class Supernet(CellStack):
                 f"search.partial: found {partial} with relaxation {relaxation}; above 1 it is "
                 "accepted with relaxation softmax"
             )
-        self_ops = RELAXATIONS[relaxation]
-        every_edge = dict.fromkeys(range(len(EDGES)), self_ops)
+        ops = RELAXATIONS[relaxation]
+        every_edge = dict.fromkeys(range(len(EDGES)), ops)
         super().__init__(
             dict.fromkeys(CELL_KINDS, every_edge),
             channels,
@@ -82,9 +83,9 @@ class Supernet(CellStack):
         if checkpoint:
             self.cell_by_cell = True
         self.relaxation = relaxation
-        self.ops = self_ops
+        self.ops = ops
         self.alphas = nn.ParameterDict(
-            {kind: ALPHA_STD * torch.randn(len(EDGES), len(self_ops)) for kind in CELL_KINDS}
+            {kind: ALPHA_STD * torch.randn(len(EDGES), len(ops)) for kind in CELL_KINDS}
         )
         self.betas = nn.ParameterDict(
             {kind: ALPHA_STD * torch.randn(len(EDGES)) for kind in CELL_KINDS if partial > 1}
@@ -120,9 +121,11 @@ class Supernet(CellStack):
         return self.classifier(self.features(x, chosen))
 
     def run_cell(self, cell: Cell, s0: Tensor, s1: Tensor, weights: Tensor | None) -> Tensor:
+        run = super().run_cell
         if not self.checkpoint:
-            return super().run_cell(cell, s0, s1, weights)
+            return run(cell, s0, s1, weights)
         return recompute_in_backward(
+            run,
             cell,
             s0,
             s1,
@@ -140,13 +143,11 @@ class PlainSupernet(Supernet):
     and their names are the same.
     """
 
+    accelerated = False
     cell_by_cell = True
 
     def arrange(self, x: Tensor) -> Tensor:
         return x.contiguous()
-
-    def run_cell(self, cell: Cell, s0: Tensor, s1: Tensor, weights: Tensor | None) -> Tensor:
-        return cell.forward_by_definition(s0, s1, weights)
 
 
 def relax(alpha: Tensor, relaxation: str, beta: Tensor | None = None) -> Tensor:

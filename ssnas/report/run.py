@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ssnas.networks.genotype import Edge, Genotype
-from ssnas.networks.space import OPS
+from ssnas.networks.operations import OPERATIONS
 from ssnas.report.files import read_csv, read_json, read_text
 
 # key in evaluate.json: (title, whether it is shown in per cent)
@@ -173,9 +173,9 @@ def duration(seconds: float | None) -> str:
 
 def ops_in_words(edges: Sequence[Edge]) -> str:
     """How often each op occurs in a cell: "5 sep_conv_3x3, 3 skip_connect"."""
-    counts = Counter(edge.op for edge in edges)
+    counts, order = Counter(edge.op for edge in edges), list(OPERATIONS)
     return ", ".join(
-        f"{counts[op]} {op}" for op in sorted(counts, key=lambda op: (-counts[op], OPS.index(op)))
+        f"{counts[op]} {op}" for op in sorted(counts, key=lambda op: (-counts[op], order.index(op)))
     )
 
 

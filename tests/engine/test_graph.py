@@ -5,6 +5,7 @@ import copy
 import logging
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,15 @@ import torch
 from torch import nn
 
 from ssnas.engine.batch_norm import Norm, joined
-from ssnas.engine.cpu import autograd as fused
+from ssnas.engine.cpu import autograd, passes
 from ssnas.engine.cpu import library as kernels
-from ssnas.engine.cpu.buffer_pool import Memory
-from ssnas.engine.cpu.tape import Program
-from ssnas.engine.graph import Graph, Source
-from ssnas.engine.op_group import Term
-from ssnas.networks.operations import ConvNorm, FactorizedReduce, Zero, build
-from ssnas.networks.space import OPS
+from ssnas.engine.cpu.tape import Tape
+from ssnas.engine.graph import Graph
+from ssnas.engine.op_group import OpGroup
+from ssnas.engine.torch_backend import Readings
+from ssnas.networks.operations import OPERATIONS, ConvNorm, FactorizedReduce, Zero, build
+
+OPS = tuple(OPERATIONS)
 
 compiled = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler")
 SIZES = [(8, 8), (9, 7), (1, 2), (5, 12)]
@@ -47,27 +49,22 @@ def _seed():
     torch.manual_seed(0)
 
 
-class Spoiled(Memory):
-    """Memory that holds no numbers, so that what is read before it was written shows."""
-
-    def empty(self, size, dtype):
-        return super().empty(size, dtype).fill_(torch.nan)
-
-
-class Spoiling(Program):
+class Spoiling(Tape):
     """Whose memory is overwritten as soon as it is given back."""
 
-    def free(self, *places):
-        for place in places:
-            if place.tensor == self._memory.tensor:
-                self.call("clear", place, place.count)
-        super().free(*places)
+    def free(self, *regions):
+        for region in regions:
+            if region.tensor == self._memory.tensor:
+                self.call("clear", region, region.count)
+        super().free(*regions)
 
 
 @pytest.fixture(autouse=True)
 def _spoiled(monkeypatch):
-    monkeypatch.setattr(fused, "_memory", Spoiled())
-    monkeypatch.setattr(fused, "Program", Spoiling)
+    """New memory holds no numbers, so that what is read before it was written shows."""
+    empty = autograd.empty
+    monkeypatch.setattr(autograd, "empty", lambda *args: empty(*args).fill_(torch.nan))
+    monkeypatch.setattr(passes, "Tape", Spoiling)
 
 
 def images(channels, size, n=3, dtype=torch.float64):
@@ -100,7 +97,7 @@ def add_mixed(sums, x, terms, scales=None):
 def leaving(ops, sums=None):
     """A term from state 0 to the sums, which follow it, or to one for each operation."""
     sums = range(len(ops)) if sums is None else sums
-    return Term(ops, tuple(1 + index for index in sums), (0,))
+    return OpGroup(ops, tuple(1 + index for index in sums), (0,))
 
 
 def one_by_one(sums, x, terms, scales=None):
@@ -182,10 +179,10 @@ def graph_terms(stride):
     """Given 0 and 1; of the sums 2 to 6, nothing enters 5 and nothing leaves 3 and 6."""
 
     def term(name, stride, *targets, source, weighted=True):
-        return Term(operations(name, len(targets), 4, stride), targets, (source,), weighted)
+        return OpGroup(operations(name, len(targets), 4, stride), targets, (source,), weighted)
 
     return [
-        Term([prepared(ConvNorm(6, 4, False).double(), "train")], (2,), (0,), weighted=False),
+        OpGroup([prepared(ConvNorm(6, 4, False).double(), "train")], (2,), (0,), weighted=False),
         term("avg_pool_3x3", stride, 3, 4, source=1),
         term("dil_conv_3x3", stride, 3, 6, source=2),
         term("skip_connect", stride, 4, source=2, weighted=False),
@@ -246,7 +243,7 @@ def test_operations_that_read_several_states(path, outputs, affine, mode):
     """As between cells: the channels of several states, which others read as well."""
 
     def term(op, target, *sources):
-        return Term([prepared(op.double(), mode)], (target,), sources, weighted=False)
+        return OpGroup([prepared(op.double(), mode)], (target,), sources, weighted=False)
 
     terms = [
         term(Norm(6, affine=affine), 1, 0),
@@ -254,7 +251,7 @@ def test_operations_that_read_several_states(path, outputs, affine, mode):
         term(build("max_pool_3x3", 4, 1, affine), 3, 2),
         term(nn.Identity(), 3, 2),
         term(Zero(1), 4, 2),
-        Term(
+        OpGroup(
             [prepared(ConvNorm(12, 5, affine).double(), mode) for _ in range(2)], (5, 6), (2, 3, 4)
         ),
         term(FactorizedReduce(8, 3, affine), 7, 3, 2),
@@ -287,7 +284,7 @@ def test_a_graph_follows_its_operations(path):
     before = [None, None, None, images(4, (5, 4)), None]
 
     def check(graph):
-        expected = sums_by_definition(copy.deepcopy(graph.terms), given, before, scale)
+        expected = sums_by_definition(copy.deepcopy(graph.groups), given, before, scale)
         for actual, own in zip(graph(given, scale, before), expected, strict=True):
             assert_same(actual, own)
 
@@ -304,7 +301,7 @@ def test_a_graph_follows_its_operations(path):
 
 def test_a_graph_follows_the_sizes_of_its_images(path, monkeypatch):
     """Those that it has met before, and others, when it keeps only few programs."""
-    monkeypatch.setattr(fused, "PROGRAMS", 2)
+    monkeypatch.setattr(autograd, "KEPT_PASSES", 2)
     terms = [leaving(operations("sep_conv_3x3", 2, 3)), leaving(operations("skip_connect", 2, 3))]
     graph = Graph(terms, 1, 2)
     for size in [*SIZES, *SIZES]:
@@ -354,7 +351,9 @@ def test_gradients_may_be_asked_for_twice(path):
 
 def test_saved_tensors_may_come_back_in_another_layout(path):
     """As from hooks that keep them elsewhere."""
-    terms = [Term(operations("sep_conv_3x3", 1, 3, mode="eval"), (i + 1,), (i,)) for i in range(2)]
+    terms = [
+        OpGroup(operations("sep_conv_3x3", 1, 3, mode="eval"), (i + 1,), (i,)) for i in range(2)
+    ]
     x, found = images(3, (6, 5)), []
     for pack in (lambda tensor: tensor, lambda tensor: tensor.contiguous()):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -366,7 +365,7 @@ def test_saved_tensors_may_come_back_in_another_layout(path):
 @compiled
 def test_a_result_that_was_changed_is_refused():
     """Its gradient would be that of another."""
-    terms = [Term(operations("sep_conv_3x3", 1, 3), (i + 1,), (i,)) for i in range(2)]
+    terms = [OpGroup(operations("sep_conv_3x3", 1, 3), (i + 1,), (i,)) for i in range(2)]
     first, second = Graph(terms, 1, 2)([images(3, (6, 5))])
     with torch.no_grad():
         first.add_(1)
@@ -377,8 +376,8 @@ def test_a_result_that_was_changed_is_refused():
 def test_sums_without_a_part_in_the_loss(path):
     """Two terms enter a sum that nothing reads; one of them has another target, which counts."""
     terms = [
-        Term(operations("dil_conv_3x3", 2, 3, affine=True), (1, 2), (0,)),
-        Term(operations("dil_conv_5x5", 1, 3, affine=True), (2,), (0,)),
+        OpGroup(operations("dil_conv_3x3", 2, 3, affine=True), (1, 2), (0,)),
+        OpGroup(operations("dil_conv_5x5", 1, 3, affine=True), (2,), (0,)),
     ]
     reached, _ = Graph(terms, 1, 2)([images(3, (6, 5))])
     reached.square().sum().backward()
@@ -410,9 +409,9 @@ def test_counters_of_another_type_are_refused(counter):
 
 @compiled
 def test_programs_that_were_used_last_are_kept(monkeypatch):
-    monkeypatch.setattr(fused, "PROGRAMS", 2)
+    monkeypatch.setattr(autograd, "KEPT_PASSES", 2)
     made = []
-    monkeypatch.setattr(fused, "Program", lambda *args, **kwargs: made.append(1) or Program(*args))
+    monkeypatch.setattr(passes, "Tape", lambda *args, **kwargs: made.append(1) or Tape(*args))
     graph = Graph([leaving(operations("skip_connect", 1, 2))], 1, 1)
     for size, programs in (((2, 2), 1), ((3, 3), 2), ((2, 2), 2), ((4, 4), 3), ((2, 2), 3)):
         graph([images(2, size).detach()])
@@ -534,12 +533,14 @@ def test_statistics_of_another_type_are_refused(mode):
 
 def test_a_term_leads_to_a_later_state():
     with pytest.raises(ValueError, match="must lead on"):
-        Graph([Term([nn.Identity()], (1,), (1,))], 1, 2)
+        Graph([OpGroup([nn.Identity()], (1,), (1,))], 1, 2)
 
 
 def test_what_the_loss_does_not_reach_has_no_gradient(path):
     """Not zeros, with which an optimiser would decay the weights."""
-    terms = [Term(operations("sep_conv_3x3", 1, 4, affine=True), (i + 1,), (i,)) for i in range(2)]
+    terms = [
+        OpGroup(operations("sep_conv_3x3", 1, 4, affine=True), (i + 1,), (i,)) for i in range(2)
+    ]
     first, _ = Graph(terms, 1, 2)([images(4, (6, 5))])
     first.sum().backward()
     reached, beyond = ([w.grad for op in term.ops for w in op.parameters()] for term in terms)
@@ -642,26 +643,43 @@ def test_the_number_of_threads_changes_nothing():
 
 
 def test_one_relu_serves_all_readers():
-    source = Source(torch.randn(1, 2, 3, 3))
+    source = Readings(torch.randn(1, 2, 3, 3))
     assert source.rectified() is source.rectified()
     assert source.rectified(3) is source.rectified(3)
     assert torch.equal(source.rectified(3), torch.cat([source.x.relu()] * 3, dim=1))
-    blocks = Source(torch.randn(1, 4, 3, 3), blocks=2)
+    blocks = Readings(torch.randn(1, 4, 3, 3), blocks=2)
     assert torch.equal(blocks.rectified(2), blocks.x.relu())
 
 
 @compiled
 def test_only_what_is_needed_is_kept(monkeypatch):
     x = images(8, (32, 32), n=8)
-    terms = [Term(operations("sep_conv_3x3", 1, 8), (i + 1,), (i,)) for i in range(6)]
+    terms = [OpGroup(operations("sep_conv_3x3", 1, 8), (i + 1,), (i,)) for i in range(6)]
 
     def peak(gradients, backward):
-        monkeypatch.setattr(fused, "_memory", Memory())
+        """Most bytes that results held at one time, over those of x."""
+        held, most = 0, 0
+
+        def empty(shape, dtype):
+            nonlocal held, most
+            tensor = torch.empty(tuple(shape), dtype=dtype, memory_format=torch.channels_last)
+            count = tensor.untyped_storage().nbytes()
+            held += count
+            most = max(most, held)
+
+            def gone():
+                nonlocal held
+                held -= count
+
+            weakref.finalize(tensor.untyped_storage(), gone)
+            return tensor
+
+        monkeypatch.setattr(autograd, "empty", empty)
         with torch.set_grad_enabled(gradients):
             *_, y = Graph(terms, 1, 6)([x])
         if backward:
             torch.autograd.grad(y.sum(), x)
-        return fused._memory.peak // x.nbytes
+        return most // x.nbytes
 
     # Two layers and their sum for each of six.
     assert peak(gradients=True, backward=False) == 18
@@ -673,7 +691,7 @@ def test_only_what_is_needed_is_kept(monkeypatch):
 
 @compiled
 def test_mixed_precision_is_composed(monkeypatch):
-    monkeypatch.setattr(fused, "mix", None)
+    monkeypatch.setattr(autograd, "compute", None)
     ops = operations("dil_conv_3x3", 1, 4, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         (y,) = add_mixed([None], images(4, (4, 4), dtype=torch.float32), [leaving(ops)])
@@ -737,7 +755,7 @@ def test_without_kernels(fresh, monkeypatch, caplog, variables, says):
 def test_one_openmp_runtime():
     """A second one's threads would fight with PyTorch's for the cores."""
     script = (
-        "from ssnas import kernels; assert kernels.library()\n"
+        "from ssnas.engine.cpu import library; assert library.library()\n"
         "print({line.split()[-1] for line in open('/proc/self/maps') if 'omp.so' in line})"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

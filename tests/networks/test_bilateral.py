@@ -18,7 +18,7 @@ from ssnas.networks.bilateral import (
     parabolic,
     reverse_sigmoid,
 )
-from ssnas.networks.space import RELAXATIONS
+from ssnas.networks.operations import RELAXATIONS
 
 GRID = [i / 1000 for i in range(1, 1000)]
 assert_close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
@@ -66,11 +66,11 @@ def test_a_branch_by_hand(num_cells, size, relaxation, name):
         key: alpha.softmax(dim=1) if relaxation == "softmax" else alpha.sigmoid()
         for key, alpha in supernet.alphas.items()
     }
-    before_last = last = supernet.stem(x)
+    before_last, last = supernet.stem(x)
     for kind, cell in zip(supernet.kinds, supernet.cells, strict=True):
-        output = cell.forward_by_definition(before_last, last, w[kind])
+        output = cell(before_last, last, w[kind])
         before_last, last = last, output
-    output = supernet.branches[name].forward_by_definition(before_last, last, w[name])
+    output = supernet.branches[name](before_last, last, w[name])
     assert output.shape == last.shape
     linear = supernet.classifiers[name]
     logits = output.flatten(2).mean(dim=2) @ linear.weight.T + linear.bias

@@ -10,9 +10,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssnas.errors import InputError
-from ssnas.networks.derived import Network, inherit, multiply_adds, parameter_count
+from ssnas.networks.derived import DerivedNetwork, inherit, multiply_adds, parameter_count
 from ssnas.networks.genotype import Edge, Genotype, derive
-from ssnas.networks.space import CELL_KINDS, EDGES, RELAXATIONS
+from ssnas.networks.operations import RELAXATIONS
+from ssnas.networks.space import CELL_KINDS, EDGES
 from ssnas.networks.supernet import Supernet
 
 # Liu, Simonyan, Yang 2019, second order.
@@ -71,13 +72,10 @@ def _seed():
     torch.manual_seed(0)
 
 
-class PlainNetwork(Network):
+class PlainNetwork(DerivedNetwork):
     """Each cell as it is defined, one operation at a time."""
 
-    cell_by_cell = True
-
-    def run_cell(self, cell, s0, s1, weights):
-        return cell.forward_by_definition(s0, s1, weights)
+    accelerated = False
 
 
 def images(n=4, channels=3, size=9):
@@ -118,12 +116,12 @@ def chosen(genotype, ops):
 
 def test_parameters_of_published_darts():
     # Published as 3.3 M.
-    assert parameter_count(Network(DARTS_V2, 36, 20, 10)) == 3_349_342
+    assert parameter_count(DerivedNetwork(DARTS_V2, 36, 20, 10)) == 3_349_342
 
 
 @pytest.mark.parametrize(("channels", "millions"), [(32, 0.46), (36, 0.58), (40, 0.71), (44, 0.85)])
 def test_parameters_of_separable_convolutions(channels, millions):
-    network = Network(SEPARABLE, channels, 3, 10)
+    network = DerivedNetwork(SEPARABLE, channels, 3, 10)
     assert parameter_count(network) / 1e6 == pytest.approx(millions, abs=0.005)
 
 
@@ -140,7 +138,7 @@ def test_parameter_count_is_of_trainable_ones():
 @pytest.mark.parametrize("size", [8, 9])
 @pytest.mark.parametrize("genotype", [MIXED, DARTS_V2], ids=["mixed", "darts"])
 def test_forward_is_the_definition(genotype, size, training):
-    fast = Network(genotype, 4, 3, 5).double()
+    fast = DerivedNetwork(genotype, 4, 3, 5).double()
     with torch.no_grad():
         fast(images(size=8))
     plain = PlainNetwork(genotype, 4, 3, 5).double()
@@ -163,7 +161,7 @@ def test_forward_is_the_definition(genotype, size, training):
 
 @pytest.mark.parametrize(("in_channels", "num_classes"), [(1, 14), (3, 2)])
 def test_logits(in_channels, num_classes):
-    network = Network(MIXED, 4, 3, num_classes, in_channels)
+    network = DerivedNetwork(MIXED, 4, 3, num_classes, in_channels)
     assert network(torch.randn(2, in_channels, 8, 11)).shape == (2, num_classes)
     assert network.genotype == MIXED
 
@@ -187,7 +185,7 @@ def test_inherited_network_is_the_supernet_at_its_choice(origin, relaxation, tra
         architecture = {
             kind: torch.from_numpy(np.eye(len(ops))[rows.argmax(1)]) for kind, rows in table.items()
         }
-    network = Network(genotype, 4, 3, 5).double()
+    network = DerivedNetwork(genotype, 4, 3, 5).double()
     inherit(network, supernet.state_dict())
     supernet.train(training)
     network.train(training)
@@ -201,7 +199,7 @@ def test_inherited_network_is_the_supernet_at_its_choice(origin, relaxation, tra
 
 
 def test_classifier_stays_and_affine_norms_start_as_the_identity():
-    network = Network(MIXED, 4, 3, 5).double()
+    network = DerivedNetwork(MIXED, 4, 3, 5).double()
     before = {name: p.clone() for name, p in network.classifier.named_parameters()}
     inherit(network, searched().state_dict())
     for name, parameter in network.classifier.named_parameters():
@@ -214,7 +212,7 @@ def test_classifier_stays_and_affine_norms_start_as_the_identity():
 
 
 def test_inheritance_copies():
-    supernet, network = searched(), Network(MIXED, 4, 3, 5).double()
+    supernet, network = searched(), DerivedNetwork(MIXED, 4, 3, 5).double()
     state = {name: tensor.clone() for name, tensor in supernet.state_dict().items()}
     inherit(network, supernet.state_dict())
     assert all(p.requires_grad and p.is_leaf for p in network.parameters())
@@ -229,7 +227,7 @@ def test_inheritance_copies():
 @pytest.mark.parametrize(("searched_on", "used_on"), [(1, 3), (3, 1)])
 def test_grey_image_on_all_channels_excites_the_stem_as_before(searched_on, used_on):
     supernet = searched(in_channels=searched_on)
-    network = Network(MIXED, 4, 3, 5, in_channels=used_on).double()
+    network = DerivedNetwork(MIXED, 4, 3, 5, in_channels=used_on).double()
     inherit(network, supernet.state_dict())
     grey = images(channels=1)
     given, own = grey.expand(-1, searched_on, -1, -1), grey.expand(-1, used_on, -1, -1)
@@ -240,13 +238,16 @@ def test_grey_image_on_all_channels_excites_the_stem_as_before(searched_on, used
 
 
 def test_same_channels_keep_the_stem():
-    supernet, network = searched(), Network(MIXED, 4, 3, 5).double()
+    supernet, network = searched(), DerivedNetwork(MIXED, 4, 3, 5).double()
     inherit(network, supernet.state_dict())
     assert torch.equal(network.stem[0].weight, supernet.stem[0].weight)
 
 
 def test_network_inherits_from_a_network_with_other_classes():
-    source, network = Network(MIXED, 4, 3, 14).double(), Network(MIXED, 4, 3, 2).double()
+    source, network = (
+        DerivedNetwork(MIXED, 4, 3, 14).double(),
+        DerivedNetwork(MIXED, 4, 3, 2).double(),
+    )
     for parameter in source.parameters():
         nn.init.normal_(parameter)
     with torch.no_grad():
@@ -274,13 +275,13 @@ def test_missing_tensor_is_named(name):
     weights = searched().state_dict()
     del weights[name]
     with pytest.raises(InputError, match=f"inherit: the search's weights have no '{name}'"):
-        inherit(Network(MIXED, 4, 3, 5).double(), weights)
+        inherit(DerivedNetwork(MIXED, 4, 3, 5).double(), weights)
 
 
 def test_missing_operation_is_named():
-    weights = Network(DARTS_V2, 4, 3, 5).state_dict()
+    weights = DerivedNetwork(DARTS_V2, 4, 3, 5).state_dict()
     with pytest.raises(InputError, match=r"have no 'cells\.0\.edges\.0\.max_pool_3x3\.norm\."):
-        inherit(Network(MIXED, 4, 3, 5), weights)
+        inherit(DerivedNetwork(MIXED, 4, 3, 5), weights)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +297,7 @@ def test_missing_operation_is_named():
 )
 def test_other_widths_and_depths_are_refused(channels, num_cells, message):
     with pytest.raises(InputError, match=message):
-        inherit(Network(MIXED, channels, num_cells, 5).double(), searched().state_dict())
+        inherit(DerivedNetwork(MIXED, channels, num_cells, 5).double(), searched().state_dict())
 
 
 # Multiply-adds
@@ -323,12 +324,12 @@ def test_multiply_adds_of_a_network_are_those_of_its_definition(genotype, size):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         PlainNetwork(genotype, 4, 3, 5).eval()(x)
     # PyTorch counts a multiply-add as two operations.
-    assert multiply_adds(Network(genotype, 4, 3, 5), x) == counter.get_total_flops() // 2
+    assert multiply_adds(DerivedNetwork(genotype, 4, 3, 5), x) == counter.get_total_flops() // 2
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_multiply_adds_leave_no_trace(training):
-    network = Network(MIXED, 4, 3, 5).train(training)
+    network = DerivedNetwork(MIXED, 4, 3, 5).train(training)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     x = torch.randn(2, 3, 8, 8)
     count = multiply_adds(network, x)

@@ -6,7 +6,10 @@ import torch
 
 from ssnas.errors import InputError
 from ssnas.networks.genotype import Edge, Genotype, derive
-from ssnas.networks.space import EDGES, OPS
+from ssnas.networks.operations import OPERATIONS
+from ssnas.networks.space import EDGES
+
+OPS = tuple(OPERATIONS)
 
 SIGMOID_OPS = OPS[1:]
 SKIPS = tuple(Edge(0, node, "skip_connect") for node in (2, 3, 4, 5))

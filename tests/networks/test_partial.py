@@ -6,17 +6,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssnas.errors import InputError
-from ssnas.networks.backbone import CellStack
+from ssnas.networks.backbone import Backbone
 from ssnas.networks.cell import Cell
 from ssnas.networks.genotype import derive
-from ssnas.networks.operations import build, bypass, channel_shuffle
-from ssnas.networks.space import CELL_KINDS, EDGES, OPS, RELAXATIONS
+from ssnas.networks.operations import OPERATIONS, RELAXATIONS, build, bypass, channel_shuffle
+from ssnas.networks.space import CELL_KINDS, EDGES
 from ssnas.networks.supernet import ALPHA_STD, PlainSupernet, Supernet, architecture_of, relax
+from tests.cells import FORWARDS as FORWARD_WAYS
+
+OPS = tuple(OPERATIONS)
 
 FEW = ("none", "avg_pool_3x3", "skip_connect", "dil_conv_3x3")
 MIXED = dict.fromkeys(range(14), FEW)
 IDENTITIES = dict.fromkeys(range(14), ("none", "skip_connect"))
-FORWARDS = pytest.mark.parametrize("forward", [Cell.forward, Cell.forward_by_definition])
+FORWARDS = pytest.mark.parametrize("forward", FORWARD_WAYS.values(), ids=FORWARD_WAYS)
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +195,7 @@ def test_partial_1_draws_and_computes_as_before():
     ordinary = Supernet(4, 3, relaxation="softmax", num_classes=2, partial=1)
     torch.manual_seed(3)
     edges = dict.fromkeys(CELL_KINDS, MIXED)
-    stack = CellStack(edges, 4, 3, affine=False)
+    stack = Backbone(edges, 4, 3, affine=False)
     alphas = {kind: ALPHA_STD * torch.randn(14, len(FEW)) for kind in CELL_KINDS}
     classifier = nn.Linear(stack.out_features, 2)
     expected = stack.state_dict()
@@ -262,8 +265,8 @@ def test_architecture_of_a_saved_supernet():
 
 
 def test_derivation_compares_edges_by_beta():
-    alpha, beta = torch.zeros(14, len(OPS)), torch.zeros(14)
-    alpha[:, OPS.index("skip_connect")] = 1
+    alpha, beta = torch.zeros(14, len(FEW)), torch.zeros(14)
+    alpha[:, FEW.index("skip_connect")] = 1
     chosen = {(0, 2), (1, 2), (1, 3), (2, 3), (0, 4), (3, 4), (2, 5), (4, 5)}
     for edge in chosen:
         beta[EDGES.index(edge)] = 0.1

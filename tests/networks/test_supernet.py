@@ -12,9 +12,12 @@ from torch import nn
 from ssnas.engine.cpu import library as kernels
 from ssnas.errors import InputError
 from ssnas.networks.cell import Cell
-from ssnas.networks.operations import FactorizedReduce, build
-from ssnas.networks.space import EDGES, OPS, RELAXATIONS, cell_kinds, reduction_positions
+from ssnas.networks.operations import OPERATIONS, RELAXATIONS, FactorizedReduce, build
+from ssnas.networks.space import EDGES, cell_kinds, reduction_positions
 from ssnas.networks.supernet import PlainSupernet, Supernet, frozen_statistics
+from tests.cells import FORWARDS, by_engine
+
+OPS = tuple(OPERATIONS)
 
 CONVOLUTIONS = OPS[4:]
 POOLS = OPS[1:3]
@@ -126,7 +129,7 @@ def test_pool_is_normalised(op, stride):
 # Cell and topology
 
 
-@pytest.mark.parametrize("forward", [Cell.forward, Cell.forward_by_definition])
+@pytest.mark.parametrize("forward", FORWARDS.values(), ids=FORWARDS)
 def test_cell_of_identities_by_hand(forward):
     ops = dict.fromkeys(range(14), ("skip_connect",))
     cell = Cell(ops, (6, 6), 4, False, False, False).double()
@@ -154,8 +157,8 @@ def test_a_node_that_only_none_enters_is_zero(reduce, partial):
     for norm in (m for m in cell.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.normal_(norm.bias)
     s0, s1 = normal(2, 6, 5, 5), normal(2, 6, 5, 5)
-    y = cell(s0, s1)
-    assert_equal(y, cell.forward_by_definition(s0, s1))
+    y = by_engine(cell, s0, s1)
+    assert_equal(y, cell(s0, s1))
     assert partial > 1 or not y[:, 4:8].any()
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 
 from ssnas.errors import InputError
 from ssnas.networks.genotype import Edge, Genotype
-from ssnas.networks.space import EDGES, OPS
+from ssnas.networks.operations import OPERATIONS
+from ssnas.networks.space import EDGES
 from ssnas.report import (
     alpha_picture,
     class_counts_picture,
@@ -32,6 +33,8 @@ from ssnas.report.drawing import HALF_SIZE, PANEL, PLACES, WIDTH, arrange
 from ssnas.report.files import read_csv
 from ssnas.report.style import KINDS
 from ssnas.report.style import OPS as STYLED_OPS
+
+OPS = tuple(OPERATIONS)
 
 SVG = "http://www.w3.org/2000/svg"
 NASTY = """<b> & "q" 'a' $x$ $y$"""

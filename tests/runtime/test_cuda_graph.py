@@ -16,8 +16,8 @@ from ssnas.config.schema import Finetune, Search, Views
 from ssnas.data.views import Normalise
 from ssnas.engine.cpu import library as kernels
 from ssnas.losses import make_loss
-from ssnas.networks.derived import Network
-from ssnas.networks.space import RELAXATIONS
+from ssnas.networks.derived import DerivedNetwork
+from ssnas.networks.operations import RELAXATIONS
 from ssnas.networks.supernet import Supernet
 from ssnas.runtime import cuda_graph as capture
 from ssnas.runtime.cuda_graph import WARM_UP, Captured
@@ -200,7 +200,7 @@ def bilevel_step(kind, objective):
 
 def descent_step(kind, loss, genotype):
     torch.manual_seed(0)
-    network = Network(genotype, 2, 3, 3, 3, 1)
+    network = DerivedNetwork(genotype, 2, 3, 3, 3, 1)
     descent = Descent(network.parameters(), Finetune(learning_rate=0.1, epochs=2 * STEPS))
     criterion = make_loss(loss, COUNTS, num_images=sum(COUNTS), epochs=STEPS)
     objective = Supervised(criterion, 0.0)
@@ -346,7 +346,7 @@ def test_a_captured_training_goes_on_exactly(splits, genotype, tmp_path, monkeyp
 
     def fit(checkpoint=None):
         torch.manual_seed(0)
-        network = Network(genotype, 2, 3, 3, 3, 1)
+        network = DerivedNetwork(genotype, 2, 3, 3, 3, 1)
         normalise, cpu = Normalise.of(splits.train.images), torch.device("cpu")
         given = (splits.train, splits.val, normalise, True, config, 0, cpu)
         return network, train.fit(network, *given, checkpoint=checkpoint).history

@@ -19,9 +19,9 @@ from ssnas.engine.batch_norm import Norm, batch_norm
 from ssnas.errors import InputError
 from ssnas.finetune import fit
 from ssnas.losses import barlow_twins, nt_xent
-from ssnas.networks.derived import Network
+from ssnas.networks.derived import DerivedNetwork
 from ssnas.networks.genotype import Edge, Genotype
-from ssnas.networks.space import RELAXATIONS
+from ssnas.networks.operations import RELAXATIONS
 from ssnas.runtime import distributed
 from ssnas.search import search
 from ssnas.training.objectives import images_of
@@ -131,7 +131,7 @@ def trained(name):
     ops = ("sep_conv_3x3", "max_pool_3x3", "dil_conv_5x5", "skip_connect", "sep_conv_3x3")
     edges = ((0, 2), (1, 2), (2, 3), (0, 4), (1, 5))
     cell = tuple(Edge(*edge, op) for edge, op in zip(edges, ops, strict=True))
-    network = Network(Genotype(cell, cell), 4, 3, 3, stem_multiplier=1)
+    network = DerivedNetwork(Genotype(cell, cell), 4, 3, 3, stem_multiplier=1)
     fitted = fit(network, images, images, normalise, True, FINETUNE, 0, CPU)
     return network.state_dict(), fitted.history
 

@@ -13,12 +13,12 @@ from ssnas.config.systems import expand
 from ssnas.data import load
 from ssnas.errors import InputError
 from ssnas.networks.baselines import NormalisedLinear
-from ssnas.networks.factory import build_network
 from ssnas.networks.genotype import Genotype
 from stages.derive_genotype import derive_genotype
 from stages.evaluate import evaluate
 from stages.finetune import finetune
 from stages.make_longtail import make_longtail
+from stages.network import network_of
 from stages.search import run_search
 from stages.transfer import transfer
 
@@ -155,7 +155,7 @@ def test_a_crossvalidation_trains_the_network_of_its_own_loss(project, monkeypat
     """LDAM's cosine classifier, although the row's loss, a default, is another."""
     built = []
     monkeypatch.setattr(
-        stages.transfer, "build_network", lambda *a: built.append(build_network(*a)) or built[-1]
+        stages.transfer, "network_of", lambda *a: built.append(network_of(*a)) or built[-1]
     )
     entry = {"dataset": "digits", "network": "resnet-32", "weights": "none", "loss": "ldam-drw"}
     project(crossvalidations={"c": entry})

@@ -1,17 +1,17 @@
-"""Mixed operations by the compiled kernels: `mixed` says what they compute.
+"""Graphs of mixed operations by the compiled kernels: `engine.graph` defines what they compute.
 
-One autograd function computes all states of a graph, as a rule that of all cells. Nothing is
-written to memory but those and the results of convolutions and poolings, before their batch norms:
+One autograd function computes all states of a graph, as a rule those of all cells. It writes to
+memory only the states, and the outputs of convolutions and poolings before their batch norms:
 
-- a separable convolution passes over a band of image rows at a time, whose depthwise result never
+- a separable convolution passes over a band of image rows at a time, whose depthwise output never
   leaves the cache and is computed again in backward;
 - batch norm and ReLU are applied while the next operation reads, and so is the gradient of a batch
   norm, since by channel both are affine;
-- all terms of a state are normalised, weighted and added up in one pass, and all gradients for a
-  state are added up where they arise.
+- all operations that enter a state are normalised, weighted and added up in one pass, and all
+  gradients for a state are added up where they arise.
 
-Forward and backward pass are programs, put together when they are first needed: a step fetches its
-tensors, and runs them.
+The forward and the backward pass are tapes (`cpu.tape`), recorded when they are first needed: a
+step collects its tensors and runs them.
 
 The gradients have no gradients of their own; PyTorch says so when they are asked for.
 """
@@ -19,36 +19,28 @@ The gradients have no gradients of their own; PyTorch says so when they are aske
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ssnas.engine.batch_norm import check_scale
-from ssnas.engine.cpu.buffer_pool import Memory
-from ssnas.engine.cpu.lowering import (
-    Convolved,
-    Given,
-    Inputs,
-    Normalised,
-    Norms,
-    Part,
-    Pooled,
-    Projected,
-    Result,
-    State,
-    Zeros,
-)
-from ssnas.engine.cpu.tape import Place, Program
-from ssnas.engine.op_group import Term
-from ssnas.networks.operations import ConvNorm, FactorizedReduce, Pool, Zero
+from ssnas.engine.cpu.lowering import GroupOutput, LazyGradient, LoweredGroup, lower, of_affine
+from ssnas.engine.cpu.passes import BackwardPass, ForwardPass, LearnedTensors
+from ssnas.engine.cpu.tape import Region
+from ssnas.engine.op_group import OpGroup
 
-PROGRAMS = 16
-"""How many forward passes a plan keeps, for as many sizes of images and modes, and how many
-backward passes each of them does, for as many needs: those that were used last."""
+KEPT_PASSES = 16
+"""How many passes are kept, those used last: of a plan the forward passes, for as many sizes of
+images and modes, and of each of them the backward passes, for as many sets of needed gradients."""
 
-_memory = Memory()
+Pass = TypeVar("Pass", bound=ForwardPass | BackwardPass)
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Uninitialised memory for a tensor (N, C, H, W) in the channels-last layout."""
+    return torch.empty(tuple(shape), dtype=dtype, memory_format=torch.channels_last)
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -56,123 +48,110 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _values(count: int, dtype: torch.dtype) -> Tensor:
-    return _memory.empty((count, 1, 1, 1), dtype).flatten()
-
-
-def _part(term: Term, inputs: Inputs) -> Part:
-    match term.ops[0]:
-        case nn.Identity():
-            return State(term, inputs)
-        case nn.BatchNorm2d():
-            return Normalised(term, inputs)
-        case Zero():
-            return Zeros(term, inputs)
-        case Pool():
-            return Pooled(term, inputs)
-        case ConvNorm() | FactorizedReduce():
-            return Projected(term, inputs)
-    return Convolved(term, inputs)
+    return empty((count, 1, 1, 1), dtype).flatten()
 
 
 class Plan:
-    """What there is to compute, whatever the tensors are.
+    """The computation of a graph, for tensors of any size.
 
-    Args: see `mixed.Graph`.
+    Args: see `engine.graph.Graph`.
 
     Attributes:
-        parts: the terms.
-        inputs: what the parts need besides the states.
-        norms: all that there are.
-        leaving: the parts to compute when a state, the last one that they read, is there.
-        entering: those that each state consists of, and which of their targets it is.
+        groups: the groups of operations as kernel calls.
+        learned: the tensors besides the states that gradients flow to.
+        norms: all batch norms.
+        leaving: for each state the groups to compute when it, the last one that they read, is
+            there.
+        entering: for each state the groups that enter it, each with the position among its targets.
         weighted: how many targets have a weight.
-        weights: of the parts whose targets have some, which of all they are.
-        read: for each state whether a part does.
-        touched: for each sum whether it is entered or read; another one stays as it is.
+        weights: for each weighted group the positions of its targets' weights.
+        read: for each state whether a group reads it.
+        touched: for each sum whether it is entered or read; any other stays as it is.
     """
 
-    def __init__(self, terms: Sequence[Term], given: int, sums: int) -> None:
-        self.given, self.sums, self.inputs = given, sums, Inputs()
-        self.parts = parts = [_part(term, self.inputs) for term in terms]
-        modules = (module for term in terms for op in term.ops for module in op.modules())
+    def __init__(self, groups: Sequence[OpGroup], inputs: int, sums: int) -> None:
+        self.inputs, self.sums, self.learned = inputs, sums, LearnedTensors()
+        self.groups = [lower(group, self.learned) for group in groups]
+        modules = (module for group in groups for op in group.ops for module in op.modules())
         self.norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
-        self.weights: dict[Part, range] = {}
+        self.weights: dict[LoweredGroup, range] = {}
         self.weighted = 0
-        for part in parts:
-            if part.term.weighted:
-                first, self.weighted = self.weighted, self.weighted + len(part.targets)
-                self.weights[part] = range(first, self.weighted)
+        for group in self.groups:
+            if group.group.weighted:
+                first, self.weighted = self.weighted, self.weighted + len(group.targets)
+                self.weights[group] = range(first, self.weighted)
         # One that writes the whole gradient for what it reads goes first.
-        ordered = sorted(parts, key=lambda part: not part.whole)
-        states = range(given + sums)
+        ordered = sorted(self.groups, key=lambda group: not group.whole)
+        states = range(inputs + sums)
         self.leaving = [
-            [part for part in ordered if max(part.sources) == state] for state in states
+            [group for group in ordered if max(group.sources) == state] for state in states
         ]
         self.entering = [
-            [(part, i) for part in parts for i, own in enumerate(part.targets) if own == state]
+            [
+                (group, i)
+                for group in self.groups
+                for i, target in enumerate(group.targets)
+                if target == state
+            ]
             for state in states
         ]
-        self.read = [any(state in part.sources for part in parts) for state in states]
-        self.touched = [bool(self.entering[state]) or self.read[state] for state in states[given:]]
-        self._programs: dict[tuple, Forward] = {}
+        self.read = [any(state in group.sources for group in self.groups) for state in states]
+        self.touched = [bool(self.entering[state]) or self.read[state] for state in states[inputs:]]
+        self._passes: dict[tuple[Any, ...], Forward] = {}
 
     def statistics(self, dtype: torch.dtype) -> list[Tensor]:
-        """Running mean and variance, and number of batches, of all norms.
+        """Running mean, running variance and number of batches of all norms, one after the other.
 
         Raises:
             TypeError: for statistics that the kernels cannot read and write.
         """
         types = dtype, dtype, torch.int64
-        found = []
+        statistics: list[Tensor] = []
         for norm in self.norms:
-            own = norm.running_mean, norm.running_var, norm.num_batches_tracked
-            for tensor, kind in zip(own, types, strict=True):
+            buffers = norm.running_mean, norm.running_var, norm.num_batches_tracked
+            for tensor, kind in zip(buffers, types, strict=True):
                 usable = tensor is not None and tensor.is_cpu and tensor.is_contiguous()
                 if not usable or tensor.dtype != kind:
                     raise TypeError(
                         "running statistics must be dense, on the CPU, and of the images' type; "
                         "the number of batches, of int64"
                     )
-            found += own
-        return found
+                statistics.append(tensor)
+        return statistics
 
     def forward(self, tensors: Sequence[Tensor | None], keeps: bool) -> Forward:
-        """The program for such tensors, and for the norms' modes."""
+        """The forward pass for such tensors, in the norms' modes."""
         modes = [
             (norm.training, norm.track_running_stats, norm.momentum, norm.eps)
             for norm in self.norms
         ]
-        shapes = [None if tensor is None else tensor.shape for tensor in tensors]
+        shapes = [None if tensor is None else tuple(tensor.shape) for tensor in tensors]
+        assert tensors[0] is not None
         dtype = tensors[0].dtype
         key = (dtype, keeps, *shapes, *modes)
-        return _kept(self._programs, key, lambda: Forward(self, dtype, shapes, keeps))
+        return _kept(self._passes, key, lambda: Forward(self, dtype, shapes, keeps))
 
 
-def _kept(programs: dict[tuple, Any], key: tuple, make: Callable[[], Any]) -> Any:
-    """The program that is kept for this key, or else a new one."""
-    own = programs.pop(key, None) or make()
-    if len(programs) == PROGRAMS:
-        del programs[next(iter(programs))]
-    programs[key] = own
-    return own
+def _kept(
+    passes: dict[tuple[Any, ...], Pass], key: tuple[Any, ...], record: Callable[[], Pass]
+) -> Pass:
+    """The pass that is kept for this key, or else a new one."""
+    kept = passes.pop(key, None) or record()
+    if len(passes) == KEPT_PASSES:
+        del passes[next(iter(passes))]
+    passes[key] = kept
+    return kept
 
 
-class Forward:
-    """The program that computes the sums.
+class Forward(ForwardPass):
+    """The tape that computes the sums of a plan.
 
-    A run takes its memory, the given states, the weights, what is added to the sums, the tensors of
-    `Inputs`, the norms' statistics, and the sums.
-
-    Args:
-        shapes: of the tensors before the statistics, None for those that there are not.
-        keeps: whether a backward pass may follow.
+    A run takes its scratch memory, the inputs, the weights, what is added to the sums, the learned
+    tensors, the norms' statistics, and the sums.
 
     Attributes:
-        states: all, None for those without a value.
-        tensors: those of `Inputs`.
-        statistics: running mean and variance, and number of batches, of each norm.
-        results: of all parts.
-        sums: those to be computed.
+        outputs: the output of each group.
+        computed: the regions of the sums to be computed.
     """
 
     def __init__(
@@ -182,238 +161,171 @@ class Forward:
         shapes: Sequence[tuple[int, ...] | None],
         keeps: bool,
     ) -> None:
-        self.plan, self.keeps = plan, keeps
-        self.program = Program(dtype)
-        places = [self.program.tensor(() if shape is None else shape) for shape in shapes]
-        found = [
-            None if shape is None else place for place, shape in zip(places, shapes, strict=True)
-        ]
-        given, (self.scale, *rest) = found[: plan.given], found[plan.given :]
-        self.states: list[Place | None] = [*given, *rest[: plan.sums]]
-        self.tensors: list[Place] = rest[plan.sums :]
-        self.statistics = {
-            norm: tuple(self.program.tensor(()) for _ in range(3)) for norm in plan.norms
-        }
-        self.results: dict[Part, Result] = {}
-        self.sums: list[Place] = []
+        super().__init__(dtype, shapes, (plan.inputs, plan.sums), plan.norms, keeps)
+        self.plan = plan
+        self.outputs: dict[LoweredGroup, GroupOutput] = {}
+        self.computed: list[Region] = []
         for state, leaving in enumerate(plan.leaving):
-            if state >= plan.given and plan.touched[state - plan.given]:
-                self._mix(state)
-            for part in leaving:
-                self.results[part] = part.forward(self)
-        self._programs: dict[tuple, Backward] = {}
+            if state >= plan.inputs and plan.touched[state - plan.inputs]:
+                self._sum(state)
+            for group in leaving:
+                self.outputs[group] = group.forward(self)
+        self._passes: dict[tuple[Any, ...], Backward] = {}
 
-    def drop(self, *places: Place) -> None:
-        """Give back results that only a backward pass reads any more."""
-        if not self.keeps:
-            self.program.free(*places)
-
-    def _mix(self, state: int) -> None:
+    def _sum(self, state: int) -> None:
         entering, before = self.plan.entering[state], self.states[state]
-        first = before if before is not None else self.results[entering[0][0]].of(0)
-        x = self.program.tensor(first.shape)
-        terms = [self.term(part, i) for part, i in entering]
-        self.program.call("mix", terms, len(terms), x.channels, x.pixels, before, x)
+        first = before
+        if first is None:
+            first = self.outputs[entering[0][0]].channels_of(0)
+        x = self.tape.tensor(first.shape)
+        terms = [self.term(group, i) for group, i in entering]
+        self.tape.call("mix", terms, len(terms), x.channels, x.pixels, before, x)
         self.states[state] = x
-        self.sums.append(x)
-        self.drop(*{self.results[part].y for part, _ in entering if max(part.targets) == state})
+        self.computed.append(x)
+        done = {group for group, _ in entering if max(group.targets) == state}
+        self.drop(*{self.outputs[group].y for group in done})
 
-    def term(self, part: Part, i: int) -> tuple:
-        """What a part brings to its i-th target, as `Term` of kernels.cpp."""
-        result, scale = self.results[part], None
-        if self.scale is not None and part.term.weighted:
-            scale = self.scale.part(self.plan.weights[part][i], 1)
-        channels = result.channels
-        norm = result.norm.of(channels, result.first(i), i * channels, scale)
-        return result.of(i), norm, result.y.channels
+    def term(self, group: LoweredGroup, i: int) -> tuple[Any, ...]:
+        """The fields of `Term` in kernels.cpp: what a group brings to its i-th target."""
+        output, scale = self.outputs[group], None
+        if self.scale is not None and group.group.weighted:
+            scale = self.scale.part(self.plan.weights[group][i], 1)
+        channels = output.channels
+        norm = output.norm.restrict(channels, output.first(i), i * channels, scale)
+        return output.channels_of(i), norm, output.y.channels
 
-    def backward(self, needs: Sequence[bool], given: Sequence[bool]) -> Backward:
-        """The program for the gradients that are needed, from those that are given; see there."""
-        return _kept(self._programs, (*needs, *given), lambda: Backward(self, needs, given))
+    def backward(self, needs: Sequence[bool], reached: Sequence[bool]) -> Backward:
+        """The backward pass for the gradients that are needed; arguments as of `Backward`."""
+        key = (*needs, *reached)
+        return _kept(self._passes, key, lambda: Backward(self, needs, reached))
 
 
-class Backward:
-    """The program that computes the gradients.
+class Backward(BackwardPass):
+    """The tape that computes the gradients of a forward pass.
 
-    A run takes the tensors of the forward pass's run, its memory, one tensor for all gradients for
-    weights and `Inputs`, the gradients given for the sums, and those for states that are asked for.
+    A run takes the tensors of the forward pass's run, its own scratch memory, one tensor for all
+    gradients for weights and learned tensors, the gradients for the sums, and the gradients for
+    states that are asked for.
 
     Args:
+        forward: the forward pass.
         needs: for each of the tensors before the statistics whether its gradient is needed.
-        given: for each sum whether a gradient for it is given.
-
-    Attributes:
-        wanted: for each state whether its gradient is needed, for itself or what it comes from.
-        gradients: for the states, or None where there is nothing yet.
-        found: the gradients for `Inputs` and weights, one after the other.
-        returned: gradients for states that are tensors of their own.
+        reached: for each computed sum whether there is a gradient for it.
     """
 
-    def __init__(self, forward: Forward, needs: Sequence[bool], given: Sequence[bool]) -> None:
+    def __init__(self, forward: Forward, needs: Sequence[bool], reached: Sequence[bool]) -> None:
         plan = self.plan = forward.plan
-        self.forward, self.states, self.tensors = forward, forward.states, forward.tensors
-        self.program = Program(forward.program.dtype, after=forward.program)
-        self._found = self.program.tensor(())
-        self.found: list[Place] = []
-        self._of_tensors: dict[int, Place] = {}
-        of_given, (of_scale, *rest) = needs[: plan.given], needs[plan.given :]
-        self._of_states, self._needed = [*of_given, *rest[: plan.sums]], rest[plan.sums :]
-        self.wanted = self._wanted(of_scale)
-        self._of_scale = self._new((plan.weighted,)) if of_scale else None
+        of_inputs, (of_scale, *rest) = needs[: plan.inputs], needs[plan.inputs :]
+        super().__init__(forward, [*of_inputs, *rest[: plan.sums]], rest[plan.sums :])
+        self.forward = forward
+        self._extend_wanted(of_scale)
+        self._of_scale = self.joint((plan.weighted,)) if of_scale else None
         if of_scale:
-            self.program.call("clear", self._of_scale, plan.weighted)
+            self.tape.call("clear", self._of_scale, plan.weighted)
         self._factors = self._cleared_factors()
-        self.gradients: list[Place | None] = [None] * len(self.states)
-        self.returned: list[Place] = []
         self._entered: set[int] = set()
-        self._start(given)
+        self._start(reached)
         for state in reversed(range(len(self.states))):
-            for part in plan.leaving[state]:
-                self._leave(part)
-            if state >= plan.given and self.gradients[state] is not None:
+            for group in plan.leaving[state]:
+                self._leave(group)
+            if state >= plan.inputs and self.gradients[state] is not None:
                 self._enter(state)
             self._free_after(state)
-        own = [
-            place if need else None
-            for place, need in zip(self.gradients, self._of_states, strict=True)
+        of_states = [
+            region if asked else None
+            for region, asked in zip(self.gradients, self._asked_states, strict=True)
         ]
         of_tensors = [self._of_tensors.get(i) for i in range(len(self.tensors))]
-        results = *own[: plan.given], self._of_scale, *own[plan.given :], *of_tensors
-        self._results = [place and self._index(place) for place in results]
+        results = [*of_states[: plan.inputs], self._of_scale, *of_states[plan.inputs :]]
+        self._results = [
+            None if region is None else self._index(region) for region in [*results, *of_tensors]
+        ]
 
-    def _wanted(self, of_scale: bool) -> list[bool]:
-        wanted = list(self._of_states)
+    def _extend_wanted(self, of_scale: bool) -> None:
+        """Want the gradient of each state that leads back to one that is needed."""
         for state, entering in enumerate(self.plan.entering):
-            wanted[state] |= any(
-                any(wanted[source] for source in part.sources)
-                or part.learns(self)
-                or (of_scale and part.term.weighted)
-                for part, _ in entering
+            self.wanted[state] |= any(
+                any(self.wanted[source] for source in group.sources)
+                or group.learns(self)
+                or (of_scale and group.group.weighted)
+                for group, _ in entering
             )
-        return wanted
 
-    def _cleared_factors(self) -> dict[Part, Place]:
-        """Of all parts factor, slope and offset for what is given behind their norms; zeros."""
-        results = self.forward.results.items()
-        shapes = [(3 * len(part.targets) * own.channels,) for part, own in results]
-        factors = self.program.empty(sum(count for (count,) in shapes))
-        self.program.call("clear", factors, factors.count)
-        return dict(zip(self.forward.results, factors.parts(shapes), strict=True))
+    def _cleared_factors(self) -> dict[LoweredGroup, Region]:
+        """Factor, slope and offset (see `LazyGradient`) of all groups' outputs, zeros at first."""
+        outputs = self.forward.outputs.items()
+        shapes = [(3 * len(group.targets) * output.channels,) for group, output in outputs]
+        factors = self.tape.empty(sum(count for (count,) in shapes))
+        self.tape.call("clear", factors, factors.count)
+        return dict(zip(self.forward.outputs, factors.parts(shapes), strict=True))
 
-    def _new(self, shape: tuple[int, ...]) -> Place:
-        """A further place among all that was found."""
-        start = sum(place.count for place in self.found)
-        self.found.append(Place(self._found.tensor, start, shape))
-        return self.found[-1]
+    def _index(self, region: Region) -> int:
+        """The position of a result among the tensors of a run, followed by the joint regions."""
+        if region.tensor != self._joint.tensor:
+            return region.tensor - 1
+        return self.tape.tensors + self.regions.index(region)
 
-    def _index(self, place: Place) -> int:
-        """Of a result among the tensors of a run and then all that was found."""
-        if place.tensor != self._found.tensor:
-            return place.tensor - 1
-        return self.program.tensors + self.found.index(place)
-
-    def _start(self, given: Sequence[bool]) -> None:
-        """From the gradients given for the sums, which may be others' too."""
-        sums = [state for state, own in enumerate(self.plan.touched, self.plan.given) if own]
-        known = [state for state, is_given in zip(sums, given, strict=True) if is_given]
-        places = [self.program.tensor(self.states[state].shape) for state in known]
-        for state, place in zip(known, places, strict=True):
+    def _start(self, reached: Sequence[bool]) -> None:
+        """Take over the gradients for the sums; others may read those tensors too."""
+        sums = [s for s, touched in enumerate(self.plan.touched, self.plan.inputs) if touched]
+        known = [state for state, has_gradient in zip(sums, reached, strict=True) if has_gradient]
+        regions = [self.tape.tensor(self.state(state).shape) for state in known]
+        for state, region in zip(known, regions, strict=True):
             if not self.wanted[state]:
                 continue
-            self.gradients[state] = place
+            self.gradients[state] = region
             if self.plan.read[state]:
-                own = self.gradients[state] = self._of_state(state)
-                self.program.call("mix", (), 0, own.channels, own.pixels, place, own)
-
-    def _of_state(self, state: int) -> Place:
-        shape = self.states[state].shape
-        if not self._of_states[state]:
-            return self.program.empty(*shape)
-        self.returned.append(self.program.tensor(shape))
-        return self.returned[-1]
-
-    def needs(self, *places: slice | None) -> bool:
-        """Whether a gradient for one of those tensors is needed."""
-        return any(any(self._needed[where]) for where in places if where is not None)
-
-    def of_tensors(self, where: slice) -> list[Place]:
-        """Where the gradients for those tensors belong."""
-        return [self._of_tensor(i) for i in range(where.start, where.stop)]
-
-    def _of_tensor(self, i: int) -> Place:
-        shape = self.tensors[i].shape
-        if not self._needed[i]:
-            return self.program.empty(*shape)
-        if i not in self._of_tensors:
-            self._of_tensors[i] = self._new(shape)
-        return self._of_tensors[i]
-
-    def of_affine(self, norms: Norms | None) -> Sequence[Place | None]:
-        """Those for the norms' weights and biases, None if they are not needed."""
-        if norms is None or not self.needs(norms.affine):
-            return None, None
-        return self.of_tensors(norms.affine)
-
-    def of_state(self, state: int, whole: bool = True) -> tuple[Place | None, bool]:
-        """Where the gradient for a state belongs, None if it is not needed; and whether to add it.
-
-        Args:
-            whole: whether the caller can write all of it, instead of adding to what there is.
-        """
-        if not self.wanted[state]:
-            return None, False
-        adds = not whole or self.gradients[state] is not None
-        if self.gradients[state] is None:
-            own = self.gradients[state] = self._of_state(state)
-            if not whole:
-                self.program.call("clear", own, own.count)
-        return self.gradients[state], adds
+                copy = self.gradients[state] = self.new_of_state(state)
+                self.tape.call("mix", (), 0, copy.channels, copy.pixels, region, copy)
 
     def _enter(self, state: int) -> None:
-        """Find what the norms of the terms of a state need of its gradient."""
+        """Compute what the norms of the groups that enter a state need of its gradient."""
         self._entered.add(state)
-        own, entering = self.gradients[state], self.plan.entering[state]
-        terms = [self.forward.term(part, i) for part, i in entering]
-        found = [self._found_for(part, i) for part, i in entering]
-        self.program.call("mix_backward", terms, found, len(terms), own.channels, own.pixels, own)
+        gradient, entering = self.gradients[state], self.plan.entering[state]
+        assert gradient is not None
+        terms = [self.forward.term(group, i) for group, i in entering]
+        moments = [self._moments(group, i) for group, i in entering]
+        sizes = len(terms), gradient.channels, gradient.pixels
+        self.tape.call("mix_backward", terms, moments, *sizes, gradient)
 
-    def _found_for(self, part: Part, i: int) -> tuple[Place | None, ...]:
-        """Where that of a part's i-th target belongs, as `Found` of kernels.cpp."""
-        result, factors = self.forward.results[part], self._factors[part]
-        channels, distance = result.channels, factors.count // 3
-        first, slope = i * channels, distance + result.first(i)
+    def _moments(self, group: LoweredGroup, i: int) -> tuple[Region | None, ...]:
+        """The fields of `Found` in kernels.cpp, for a group's i-th target."""
+        output, factors = self.forward.outputs[group], self._factors[group]
+        channels, distance = output.channels, factors.count // 3
+        first, slope = i * channels, distance + output.first(i)
         of_scale = None
-        if self._of_scale is not None and part.term.weighted:
-            of_scale = self._of_scale.part(self.plan.weights[part][i], 1)
-        return (
-            *(factors.part(start, channels) for start in (first, slope, slope + distance)),
-            *(own and own.part(first, channels) for own in self.of_affine(part.norms)),
-            of_scale,
-        )
+        if self._of_scale is not None and group.group.weighted:
+            of_scale = self._of_scale.part(self.plan.weights[group][i], 1)
+        affine = [r and r.part(first, channels) for r in of_affine(self, group.norms)]
+        starts = first, slope, slope + distance
+        return *(factors.part(start, channels) for start in starts), *affine, of_scale
 
-    def _leave(self, part: Part) -> None:
-        """Take the gradients for a part's targets to what it comes from."""
-        result = self.forward.results[part]
-        channels = result.channels
-        unreached = [i for i, target in enumerate(part.targets) if target not in self._entered]
-        if len(unreached) == len(part.targets):
+    def _leave(self, group: LoweredGroup) -> None:
+        """Take the gradients for a group's targets to what it comes from."""
+        output = self.forward.outputs[group]
+        channels = output.channels
+        unreached = [i for i, target in enumerate(group.targets) if target not in self._entered]
+        if len(unreached) == len(group.targets):
             return
-        beyond = [self.of_state(target, whole=False)[0] for target in part.targets]
-        if any(gradient is None for gradient in beyond):
-            return
-        for own in self.of_affine(part.norms):
-            if own is not None:
+        beyond = []
+        for target in group.targets:
+            gradient, _ = self.of_state(target, whole=False)
+            if gradient is None:
+                return
+            beyond.append(gradient)
+        for region in of_affine(self, group.norms):
+            if region is not None:
                 for i in unreached:
-                    self.program.call("clear", own.part(i * channels, channels), channels)
-        given = Given(beyond, channels, result.y, self._factors[part])
-        part.backward(given, result, self)
+                    self.tape.call("clear", region.part(i * channels, channels), channels)
+        group.backward(LazyGradient(beyond, channels, output.y, self._factors[group]), output, self)
 
     def _free_after(self, state: int) -> None:
-        """Give back the gradients that no part reads any more."""
-        for own, entering in enumerate(self.plan.entering):
-            until = min((max(part.sources) for part, _ in entering), default=own)
-            if until == state and self.gradients[own] is not None:
-                self.program.free(self.gradients[own])
+        """Free the gradients that no group reads any more."""
+        for target, entering in enumerate(self.plan.entering):
+            last_read = min((max(group.sources) for group, _ in entering), default=target)
+            gradient = self.gradients[target]
+            if last_read == state and gradient is not None:
+                self.tape.free(gradient)
 
     def run(
         self, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor]
@@ -422,36 +334,38 @@ class Backward:
 
         Args:
             tensors: those of the forward pass.
-            gradients: those given.
+            gradients: the gradients for the sums that have one.
         """
-        dtype = self.program.dtype
-        counts = [place.count for place in self.found]
-        memory, found = _values(self.program.size, dtype), _values(sum(counts), dtype)
-        returned = [_memory.empty(place.shape, dtype) for place in self.returned]
-        run = [*tensors, memory, found, *gradients, *returned]
-        for place in self.states:
-            if place is not None:
+        dtype = self.tape.dtype
+        counts = [region.count for region in self.regions]
+        memory, joint = _values(self.tape.size, dtype), _values(sum(counts), dtype)
+        returned = [empty(region.shape, dtype) for region in self.returned]
+        run = [*tensors, memory, joint, *gradients, *returned]
+        for region in self.states:
+            if region is not None:
                 # Hooks on saved tensors may have brought them to another layout.
-                run[place.tensor - 1] = _dense(run[place.tensor - 1])
-        self.program.run(*run)
-        parts = zip(found.split(counts), self.found, strict=True)
-        run += (own.view(place.shape) for own, place in parts)
+                state = run[region.tensor - 1]
+                assert state is not None
+                run[region.tensor - 1] = _dense(state)
+        self.tape.run(*run)
+        parts = zip(joint.split(counts), self.regions, strict=True)
+        run += (part.view(region.shape) for part, region in parts)
         return [None if i is None else run[i] for i in self._results]
 
 
-def mix(
+def compute(
     plan: Plan,
-    given: Sequence[Tensor],
+    inputs: Sequence[Tensor],
     scale: Tensor | None,
     before: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """x_j = before_j + Σ_i (weight_i · x̂_i + bias_i), over the parts i that enter x_j.
+    """x_j = before_j + Σ_i (weight_i · x̂_i + bias_i), over the operations i that enter x_j.
 
     Args:
-        given: the first states, (N, C, H, W).
-        scale: for the weighted targets, one after the other, the weight; or None, where that is a
-            parameter of a norm, or 1.
-        before: of each other state, or None for zeros.
+        inputs: the first states, (N, C, H, W).
+        scale: the weights of the weighted targets, one after the other; or None, where they are
+            parameters of norms, or 1.
+        before: what is added to each other state, or None for zeros.
 
     Raises:
         ValueError: for affine norms with a scale, or a scale of another length.
@@ -459,52 +373,56 @@ def mix(
     """
     if scale is not None and len(scale) != plan.weighted:
         raise ValueError(f"{plan.weighted} edges need as many weights; found {len(scale)}")
-    for part in plan.parts:
-        if part.norms is not None and part.term.weighted:
-            check_scale(part.norms.norms, scale)
+    for group in plan.groups:
+        if group.norms is not None and group.group.weighted:
+            check_scale(group.norms.norms, scale)
     tensors = [
-        *map(_dense, given),
+        *map(_dense, inputs),
         None if scale is None else scale.contiguous(),
         *(
-            None if own is None or not touched else _dense(own)
-            for own, touched in zip(before, plan.touched, strict=True)
+            None if summand is None or not touched else _dense(summand)
+            for summand, touched in zip(before, plan.touched, strict=True)
         ),
-        *plan.inputs.tensors(),
+        *plan.learned.tensors(),
     ]
     types = {(t.dtype, t.is_cpu) for t in tensors if t is not None}
     if len(types) > 1:
-        found = sorted(f"{dtype}{'' if is_cpu else ' elsewhere'}" for dtype, is_cpu in types)
-        raise TypeError(f"mixed operations need tensors of one type on the CPU; found {found}")
-    statistics = plan.statistics(given[0].dtype)
+        names = sorted(f"{dtype}{'' if is_cpu else ' elsewhere'}" for dtype, is_cpu in types)
+        raise TypeError(f"mixed operations need tensors of one type on the CPU; found {names}")
+    statistics = plan.statistics(inputs[0].dtype)
     forward = plan.forward(tensors, torch.is_grad_enabled())
     sums = iter(_Mixed.apply(forward, statistics, *tensors))
     return [
-        next(sums) if touched else old for touched, old in zip(plan.touched, before, strict=True)
+        next(sums) if touched else summand
+        for touched, summand in zip(plan.touched, before, strict=True)
     ]
 
 
 class _Mixed(torch.autograd.Function):
-    """`mix` of dense tensors."""
+    """`compute` of dense tensors."""
 
     @staticmethod
-    def forward(ctx, forward, statistics, *tensors):
-        plan, dtype = forward.plan, forward.program.dtype
-        memory = _values(forward.program.size, dtype)
-        sums = tuple(_memory.empty(place.shape, dtype) for place in forward.sums)
-        forward.program.run(memory, *tensors, *statistics, *sums)
-        ctx.program = forward
+    def forward(
+        ctx: Any, forward: Forward, statistics: Sequence[Tensor], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        plan, dtype = forward.plan, forward.tape.dtype
+        memory = _values(forward.tape.size, dtype)
+        sums = tuple(empty(region.shape, dtype) for region in forward.computed)
+        forward.tape.run(memory, *tensors, *statistics, *sums)
+        ctx.forward_pass = forward
         if forward.keeps:
             # A backward pass reads neither what is added to sums nor statistics.
-            first, last = plan.given + 1, plan.given + 1 + plan.sums
+            first, last = plan.inputs + 1, plan.inputs + 1 + plan.sums
             kept = *tensors[:first], *[None] * plan.sums, *tensors[last:]
             ctx.save_for_backward(memory, *kept, *[None] * len(statistics), *sums)
         ctx.set_materialize_grads(False)
         return sums
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, *gradients):
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         _, _, *needs = ctx.needs_input_grad
-        given = [gradient is not None for gradient in gradients]
+        reached = [gradient is not None for gradient in gradients]
         known = [_dense(gradient) for gradient in gradients if gradient is not None]
-        return None, None, *ctx.program.backward(needs, given).run(ctx.saved_tensors, known)
+        backward = ctx.forward_pass.backward(needs, reached)
+        return None, None, *backward.run(ctx.saved_tensors, known)

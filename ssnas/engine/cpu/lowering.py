@@ -1,26 +1,36 @@
-"""Terms as calls of kernels: how they come from states, and how gradients return there."""
+"""Groups of operations as calls of kernels: outputs from states, and gradients back to them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from ssnas.engine.batch_norm import affine_of
-from ssnas.engine.cpu.tape import Argument, Place
-from ssnas.engine.op_group import Term
-from ssnas.networks.operations import DepthwiseSeparable
+from ssnas.engine.cpu.passes import BackwardPass, ForwardPass, LearnedTensors
+from ssnas.engine.cpu.tape import Argument, Region
+from ssnas.engine.op_group import (
+    Description,
+    Normalise,
+    OpGroup,
+    Pool,
+    Project,
+    Separable,
+    SeparableLayer,
+    Skip,
+    Zero,
+)
+from ssnas.engine.torch_backend import joint_kernel
 
-if TYPE_CHECKING:
-    from ssnas.engine.cpu.autograd import Backward, Forward
+D = TypeVar("D", bound=Description)
 
 
 class Shape(NamedTuple):
-    """Sizes of convolutions or a pooling, as `Shape` of kernels.cpp."""
+    """The sizes of convolutions or of a pooling, as `Shape` of kernels.cpp."""
 
     n: int
     image_height: int
@@ -37,10 +47,13 @@ class Shape(NamedTuple):
 
 
 def _shape(
-    x: Place, operations: int, shared: bool, kernel: int, stride: int, dilation: int
+    x: Region, operations: int, shared: bool, kernel: int, stride: int, dilation: int
 ) -> Shape:
-    """With stride and dilation 2 all taps meet the even pixels, as the taps of a plain kernel that
-    reads those alone."""
+    """The sizes of operations on x.
+
+    With stride and dilation 2 all taps meet the even pixels, as the taps of a plain kernel that
+    reads those alone.
+    """
     n, read, height, width = x.shape
     step = 2 if stride == dilation == 2 else 1
     return Shape(
@@ -50,404 +63,440 @@ def _shape(
     )
 
 
-def _result(x: Place, channels: int, stride: int = 1) -> tuple[int, int, int, int]:
+def _output(x: Region, channels: int, stride: int = 1) -> tuple[int, int, int, int]:
     n, _, height, width = x.shape
     return n, channels, (height - 1) // stride + 1, (width - 1) // stride + 1
 
 
-class Inputs:
-    """The tensors, besides the states, that gradients flow to."""
+class AppliedNorm(NamedTuple):
+    """A batch norm that a kernel applies to what it reads, as `Norm` of kernels.cpp."""
 
-    def __init__(self) -> None:
-        self._found: list[Callable[[], Sequence[Tensor]]] = []
-        self._count = 0
-
-    def add(self, count: int, found: Callable[[], Sequence[Tensor]]) -> slice:
-        """Where they are to be found among all."""
-        self._found.append(found)
-        self._count += count
-        return slice(self._count - count, self._count)
-
-    def tensors(self) -> list[Tensor]:
-        """All, as they are now."""
-        return [tensor for found in self._found for tensor in found()]
-
-
-class Applied(NamedTuple):
-    """A batch norm that is applied to what is read, as `Norm` of kernels.cpp."""
-
-    mean: Place | None = None
-    var: Place | None = None
+    mean: Region | None = None
+    var: Region | None = None
     eps: float = 0.0
-    weight: Place | None = None
-    bias: Place | None = None
-    scale: Place | None = None
+    weight: Region | None = None
+    bias: Region | None = None
+    scale: Region | None = None
     fixed: bool = True
 
-    def of(self, channels: int, first: int, own: int, scale: Place | None) -> Applied:
-        """That of so many channels, from the first one on, with affine parameters from `own` on;
-        and with what multiplies its result."""
-        mean, var = (place and place.part(first, channels) for place in (self.mean, self.var))
-        weight, bias = (place and place.part(own, channels) for place in (self.weight, self.bias))
+    def restrict(
+        self, channels: int, first: int, first_affine: int, scale: Region | None
+    ) -> AppliedNorm:
+        """Restrict this norm to `channels` channels starting at `first`, scaled by `scale`.
+
+        Its affine parameters start at `first_affine`.
+        """
+        mean, var = (r and r.part(first, channels) for r in (self.mean, self.var))
+        weight, bias = (r and r.part(first_affine, channels) for r in (self.weight, self.bias))
         return self._replace(mean=mean, var=var, weight=weight, bias=bias, scale=scale)
 
 
-NO_NORM = Applied()
+NO_NORM = AppliedNorm()
 
 
-class Norms:
-    """Batch norms of a result, side by side, applied by whatever reads it."""
+class NormGroup:
+    """Batch norms of one output, side by side, applied by the kernels that read it."""
 
-    def __init__(self, norms: Sequence[nn.BatchNorm2d], inputs: Inputs) -> None:
+    def __init__(self, norms: Sequence[nn.BatchNorm2d], learned: LearnedTensors) -> None:
         self.norms, self.first = norms, norms[0]
-        self.affine = inputs.add(2, partial(affine_of, norms)) if self.first.affine else None
+        self.affine = learned.add(2, partial(affine_of, norms)) if self.first.affine else None
 
-    def moments(self, to: Forward, y: Place) -> tuple[Place, Place | None]:
-        """Mean and variance of y, one after the other, and what a kernel must write them into.
+    def moments(self, fwd: ForwardPass, y: Region) -> tuple[Region, Region | None]:
+        """Mean and variance of y, one after the other.
 
-        Where several norms have the same y, as behind a pooling, their statistics are the same.
+        Several norms of the same y, as behind a pooling, have the same statistics.
+
+        Returns:
+            their region, and once more if a kernel has to write them.
 
         Raises:
             ValueError: for a single value a channel, which has no variance.
         """
-        moments = to.program.empty(2 * y.channels)
+        moments = fwd.tape.empty(2 * y.channels)
         if self.first.training:
             if y.pixels == 1:
                 raise ValueError(f"batch norm needs more than one value a channel; found {y.shape}")
             return moments, moments
         channels = self.first.num_features
-        own = [to.statistics[norm] for norm in self.norms[: y.channels // channels]]
-        places = [mean for mean, _, _ in own] + [var for _, var, _ in own]
-        to.program.call("join", places, len(places), channels, moments)
+        statistics = [fwd.statistics[norm] for norm in self.norms[: y.channels // channels]]
+        regions = [mean for mean, _, _ in statistics] + [var for _, var, _ in statistics]
+        fwd.tape.call("join", regions, len(regions), channels, moments)
         return moments, None
 
-    def record(self, to: Forward, moments: Place, pixels: int) -> None:
-        """Let norms that track statistics record the mean and variance of so many pixels."""
+    def record(self, fwd: ForwardPass, moments: Region, pixels: int) -> None:
+        """Let norms that track statistics record the mean and variance of `pixels` pixels."""
         if not self.first.training or not self.first.track_running_stats:
             return
         channels, width = self.first.num_features, moments.count // 2
         records = []
         for i, norm in enumerate(self.norms):
-            mean, var, batches = to.statistics[norm]
-            own = i * channels % width
-            found = moments.part(own, channels), moments.part(width + own, channels)
-            records.append(
-                (float(self.first.momentum), mean, var, batches, *found, channels, pixels)
-            )
-        to.program.call("record", records, len(records))
+            start = i * channels % width
+            batch = moments.part(start, channels), moments.part(width + start, channels)
+            momentum = float(self.first.momentum)  # type: ignore[arg-type]
+            records.append((momentum, *fwd.statistics[norm], *batch, channels, pixels))
+        fwd.tape.call("record", records, len(records))
 
-    def applied(self, to: Forward, moments: Place) -> Applied:
-        """To a result with this mean and variance."""
+    def applied(self, fwd: ForwardPass, moments: Region) -> AppliedNorm:
+        """The norms as applied to an output of this mean and variance."""
         width = moments.count // 2
-        affine = (None, None) if self.affine is None else to.tensors[self.affine]
+        affine = (None, None) if self.affine is None else fwd.tensors[self.affine]
         mean, var = moments.parts([(width,), (width,)])
-        return Applied(mean, var, float(self.first.eps), *affine, fixed=not self.first.training)
+        return AppliedNorm(mean, var, float(self.first.eps), *affine, fixed=not self.first.training)
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a part gives.
+class GroupOutput:
+    """The output of a group, before its batch norms.
 
     Args:
         y: C channels where all of its targets have the same, or else C for each.
         channels: C.
-        norm: what is applied to it, with norms.
-        read: by the layers of convolutions but the first, and the norms that are applied to it.
+        norm: the batch norm to apply to it.
+        read: what the layers of convolutions but the first have read, and the norms applied to it.
     """
 
-    y: Place
+    y: Region
     channels: int
-    norm: Applied = NO_NORM
-    read: Sequence[tuple[Place, Applied]] = ()
+    norm: AppliedNorm = NO_NORM
+    read: Sequence[tuple[Region, AppliedNorm]] = ()
 
     def first(self, i: int) -> int:
         """The first channel for the i-th target."""
         return 0 if self.y.channels == self.channels else i * self.channels
 
-    def of(self, i: int) -> Place:
+    def channels_of(self, i: int) -> Region:
         """The channels for the i-th target."""
         n, _, *size = self.y.shape
-        return Place(self.y.tensor, self.y.start + self.first(i), (n, self.channels, *size))
+        return Region(self.y.tensor, self.y.start + self.first(i), (n, self.channels, *size))
 
 
 @dataclass(frozen=True)
-class Given:
+class LazyGradient:
     """A gradient for y that is computed when it is read: factor · beyond + slope · y + offset.
 
     Args:
         beyond: the gradient behind y's norms, of each edge.
         stride: values from one pixel of those to the next.
+        y: the output that the gradient is for.
         factors: factor, slope and offset of each channel, one after the other.
     """
 
-    beyond: Sequence[Place]
+    beyond: Sequence[Region]
     stride: int
-    y: Place
-    factors: Place
+    y: Region
+    factors: Region
 
-    def arguments(self, to: Backward) -> tuple[Argument, ...]:
-        """As `Gradient` of kernels.cpp."""
+    def arguments(self, bwd: BackwardPass) -> tuple[Argument, ...]:
+        """The fields of `Gradient` in kernels.cpp."""
         distance = self.factors.count // 3
-        own = to.program.place(self.beyond), self.stride, self.y, self.factors
-        return *own, distance, self.y.channels
+        regions = bwd.tape.structure(self.beyond), self.stride, self.y, self.factors
+        return *regions, distance, self.y.channels
 
-    def write(self, to: Backward, of_y: Place, adds: bool) -> None:
-        """Compute it, or add it to what there is."""
+    def write(self, bwd: BackwardPass, of_y: Region, adds: bool) -> None:
+        """Compute it, or add it to what is there."""
         sizes = self.y.pixels, len(self.beyond), self.beyond[0].channels
-        to.program.call("norm_backward", *sizes, self.arguments(to), adds, of_y)
+        bwd.tape.call("norm_backward", *sizes, self.arguments(bwd), adds, of_y)
 
 
-class Part:
-    """A term: how it comes from the states that it reads, and how its gradient returns there.
+class LoweredGroup:
+    """A group of operations as kernel calls, forward and backward.
 
     Args:
-        inputs: takes its tensors.
+        group: operations that the engine knows.
+        learned: takes the group's learned tensors.
 
     Attributes:
-        norms: at its end, or None.
+        norms: the batch norms at its end, or None.
     """
 
     whole = True
     """Whether `backward` can write all of the gradient for what it reads, instead of adding."""
 
-    def __init__(self, term: Term, inputs: Inputs) -> None:
-        self.term, self.targets, self.sources = term, term.targets, term.sources
-        self.norms = None if term.norms is None else Norms(term.norms, inputs)
+    def __init__(self, group: OpGroup, learned: LearnedTensors) -> None:
+        self.group, self.targets, self.sources = group, group.targets, group.sources
+        self.norms = None if group.norms is None else NormGroup(group.norms, learned)
 
-    def forward(self, to: Forward) -> Result:
-        """Call what computes it."""
+    def forward(self, fwd: ForwardPass) -> GroupOutput:
+        """Call the kernels that compute it."""
         raise NotImplementedError
 
     def normalised(
-        self, to: Forward, y: Place, moments: Place, *read: tuple[Place, Applied]
-    ) -> Result:
-        """The result, whose moments are recorded."""
-        self.norms.record(to, moments, y.pixels)
-        return Result(y, self.norms.first.num_features, self.norms.applied(to, moments), read)
+        self, fwd: ForwardPass, y: Region, moments: Region, *read: tuple[Region, AppliedNorm]
+    ) -> GroupOutput:
+        """The output y, whose moments are recorded."""
+        assert self.norms is not None
+        self.norms.record(fwd, moments, y.pixels)
+        return GroupOutput(y, self.norms.first.num_features, self.norms.applied(fwd, moments), read)
 
-    def learns(self, to: Backward) -> bool:
-        """Whether a gradient for one of its tensors is needed."""
-        return self.norms is not None and to.needs(self.norms.affine)
+    def learns(self, bwd: BackwardPass) -> bool:
+        """Whether a gradient for one of its learned tensors is needed."""
+        return self.norms is not None and bwd.needs(self.norms.affine)
 
-    def backward(self, given: Given, result: Result, to: Backward) -> None:
-        """Call what takes the gradient for the result to the states and the tensors."""
+    def backward(self, gradient: LazyGradient, output: GroupOutput, bwd: BackwardPass) -> None:
+        """Call the kernels that take the output's gradient to the states and learned tensors."""
         raise NotImplementedError
 
 
-class State(Part):
+class LoweredSkip(LoweredGroup):
     """The state itself."""
 
-    def forward(self, to):
-        x = to.states[self.sources[0]]
-        return Result(x, x.channels)
+    def forward(self, fwd: ForwardPass) -> GroupOutput:
+        x = fwd.state(self.sources[0])
+        return GroupOutput(x, x.channels)
 
-    def backward(self, given, result, to):
-        of_state, adds = to.of_state(*self.sources)
+    def backward(self, gradient: LazyGradient, output: GroupOutput, bwd: BackwardPass) -> None:
+        of_state, adds = bwd.of_state(self.sources[0])
         if of_state is not None:
-            given.write(to, of_state, adds)
+            gradient.write(bwd, of_state, adds)
 
 
-class Normalised(State):
+class LoweredNorm(LoweredSkip):
     """The state itself, with a batch norm."""
 
-    def forward(self, to):
-        y = to.states[self.sources[0]]
-        moments, written = self.norms.moments(to, y)
+    def forward(self, fwd: ForwardPass) -> GroupOutput:
+        assert self.norms is not None
+        y = fwd.state(self.sources[0])
+        moments, written = self.norms.moments(fwd, y)
         if written is not None:
-            to.program.call("find_moments", y.pixels, y.channels, y, written)
-        return self.normalised(to, y, moments)
+            fwd.tape.call("find_moments", y.pixels, y.channels, y, written)
+        return self.normalised(fwd, y, moments)
 
 
-class Zeros(Part):
-    """What enters a state that no other term enters."""
+class LoweredZero(LoweredGroup):
+    """Zeros, for a state that no other group enters."""
 
-    def forward(self, to):
-        x = to.states[self.sources[0]]
-        y = to.program.empty(*_result(x, x.channels, self.term.ops[0].stride))
-        to.program.call("clear", y, y.count)
-        return Result(y, y.channels)
+    def forward(self, fwd: ForwardPass) -> GroupOutput:
+        x = fwd.state(self.sources[0])
+        (zero, *_) = _descriptions(self.group, Zero)
+        y = fwd.tape.empty(*_output(x, x.channels, zero.stride))
+        fwd.tape.call("clear", y, y.count)
+        return GroupOutput(y, y.channels)
 
-    def backward(self, given, result, to):
+    def backward(self, gradient: LazyGradient, output: GroupOutput, bwd: BackwardPass) -> None:
         pass
 
 
-class Pooled(Part):
+class LoweredPool(LoweredGroup):
     """A 3×3 pooling, the same for all targets."""
 
     whole = False
 
-    def __init__(self, term: Term, inputs: Inputs) -> None:
-        super().__init__(term, inputs)
-        pool = term.ops[0].pool
-        self.stride, self.largest = pool.stride, isinstance(pool, nn.MaxPool2d)
+    def __init__(self, group: OpGroup, learned: LearnedTensors) -> None:
+        super().__init__(group, learned)
+        pool = _descriptions(group, Pool)[0].pool
+        self.stride, self.largest = cast(int, pool.stride), isinstance(pool, nn.MaxPool2d)
 
-    def forward(self, to):
-        x = to.states[self.sources[0]]
-        y = to.program.empty(*_result(x, x.channels, self.stride))
-        moments, written = self.norms.moments(to, y)
-        to.program.call("pool", self._shape(x), self.largest, x, y, written)
-        return self.normalised(to, y, moments)
+    def forward(self, fwd: ForwardPass) -> GroupOutput:
+        assert self.norms is not None
+        x = fwd.state(self.sources[0])
+        y = fwd.tape.empty(*_output(x, x.channels, self.stride))
+        moments, written = self.norms.moments(fwd, y)
+        fwd.tape.call("pool", self._shape(x), self.largest, x, y, written)
+        return self.normalised(fwd, y, moments)
 
-    def backward(self, given, result, to):
-        of_state, _ = to.of_state(*self.sources, self.whole)
+    def backward(self, gradient: LazyGradient, output: GroupOutput, bwd: BackwardPass) -> None:
+        of_state, _ = bwd.of_state(self.sources[0], self.whole)
         if of_state is not None:
-            x, of_y = to.states[self.sources[0]], to.program.empty(*result.y.shape)
-            given.write(to, of_y, adds=False)
-            tensors = x, result.y, of_y, of_state
-            to.program.call("pool_backward", self._shape(x), self.largest, *tensors)
-            to.program.free(of_y)
+            x, of_y = bwd.state(self.sources[0]), bwd.tape.empty(*output.y.shape)
+            gradient.write(bwd, of_y, adds=False)
+            tensors = x, output.y, of_y, of_state
+            bwd.tape.call("pool_backward", self._shape(x), self.largest, *tensors)
+            bwd.tape.free(of_y)
 
-    def _shape(self, x: Place) -> Shape:
+    def _shape(self, x: Region) -> Shape:
         return _shape(x, 1, True, 3, self.stride, 1)
 
 
-class Convolved(Part):
+class LoweredSeparable(LoweredGroup):
     """Separable convolutions, one layer after another, each with batch norms."""
 
-    def __init__(self, term: Term, inputs: Inputs) -> None:
-        super().__init__(term, inputs)
-        *others, last = term.layers
+    def __init__(self, group: OpGroup, learned: LearnedTensors) -> None:
+        super().__init__(group, learned)
+        assert self.norms is not None
+        *others, last = group.layers
         self.layers = [
-            *(_Layer(ops, Norms([op.norm for op in ops], inputs), inputs) for ops in others),
-            _Layer(last, self.norms, inputs),
+            *(
+                _SideBySide(layers, NormGroup([layer.norm for layer in layers], learned), learned)
+                for layers in others
+            ),
+            _SideBySide(last, self.norms, learned),
         ]
+        first = group.layers[0][0]
+        # With stride and dilation 2 all taps meet the even pixels alone.
+        self.whole = not first.stride == first.dilation == 2
 
-    def forward(self, to):
-        y, moments = self.layers[0].forward(to, to.states[self.sources[0]], NO_NORM)
+    def forward(self, fwd: ForwardPass) -> GroupOutput:
+        y, moments = self.layers[0].forward(fwd, fwd.state(self.sources[0]), NO_NORM)
         read = []
         for before, layer in pairwise(self.layers):
-            before.norms.record(to, moments, y.pixels)
-            x, norm = y, before.norms.applied(to, moments)
-            y, moments = layer.forward(to, x, norm)
-            to.drop(x)
+            before.norms.record(fwd, moments, y.pixels)
+            x, norm = y, before.norms.applied(fwd, moments)
+            y, moments = layer.forward(fwd, x, norm)
+            fwd.drop(x)
             read.append((x, norm))
-        return self.normalised(to, y, moments, *read)
+        return self.normalised(fwd, y, moments, *read)
 
-    def learns(self, to):
-        return any(layer.learns(to) for layer in self.layers)
+    def learns(self, bwd: BackwardPass) -> bool:
+        return any(layer.learns(bwd) for layer in self.layers)
 
-    def backward(self, given, result, to):
+    def backward(self, gradient: LazyGradient, output: GroupOutput, bwd: BackwardPass) -> None:
         (source,) = self.sources
-        if not to.wanted[source] and not self.learns(to):
+        if not bwd.wanted[source] and not self.learns(bwd):
             return
-        read, written = list(result.read), []
+        read, written = list(output.read), []
         for before, layer in reversed(list(pairwise(self.layers))):
             x, norm = read.pop()
-            written.append(to.program.empty(*x.shape))
-            given = layer.backward(to, given, x, (written[-1], False), before.norms, norm)
-        of_state = to.of_state(source, self.whole)
-        self.layers[0].backward(to, given, to.states[source], of_state)
-        to.program.free(*written)
-
-    @property
-    def whole(self):
-        """With stride and dilation 2 all taps meet the even pixels alone."""
-        first = self.term.layers[0][0]
-        return not first.stride == first.dilation == 2
+            written.append(bwd.tape.empty(*x.shape))
+            gradient = layer.backward_to_layer(bwd, gradient, x, written[-1], before.norms, norm)
+        of_state = bwd.of_state(source, self.whole)
+        self.layers[0].backward(bwd, gradient, bwd.state(source), of_state)
+        bwd.tape.free(*written)
 
 
-class Projected(Part):
+class LoweredProject(LoweredGroup):
     """Pointwise convolutions of relu(x), with batch norms; x are the channels of all that is read.
 
     Their joint kernel is (E C', C, 1, 1); at stride 2 (E C', 2 C, 1, 1), for the even pixels of x
     and, beside them, those diagonally after, and each channel reads only one of both.
     """
 
-    def __init__(self, term: Term, inputs: Inputs) -> None:
-        super().__init__(term, inputs)
-        joint_kernel, ops = term.ops[0].joint_kernel, term.ops
-        self.kernel = inputs.add(1, lambda: [joint_kernel(ops).contiguous()])
-        self.stride = term.ops[0].stride
+    def __init__(self, group: OpGroup, learned: LearnedTensors) -> None:
+        super().__init__(group, learned)
+        ops = _descriptions(group, Project)
+        self.kernel = learned.add(1, lambda: [joint_kernel(ops).contiguous()])
+        self.stride = ops[0].stride
 
-    def forward(self, to):
-        (kernel,), x = to.tensors[self.kernel], [to.states[source] for source in self.sources]
-        y = to.program.empty(*_result(x[0], kernel.shape[0], self.stride))
-        moments, written = self.norms.moments(to, y)
-        to.program.call("project", self._sizes(x, y), x, kernel, y, written)
-        return self.normalised(to, y, moments)
+    def forward(self, fwd: ForwardPass) -> GroupOutput:
+        assert self.norms is not None
+        (kernel,), x = fwd.tensors[self.kernel], [fwd.state(source) for source in self.sources]
+        y = fwd.tape.empty(*_output(x[0], kernel.shape[0], self.stride))
+        moments, written = self.norms.moments(fwd, y)
+        fwd.tape.call("project", self._sizes(x, y), x, kernel, y, written)
+        return self.normalised(fwd, y, moments)
 
-    def _sizes(self, x: Sequence[Place], y: Place) -> tuple:
-        """As `Projection` of kernels.cpp."""
+    def _sizes(self, x: Sequence[Region], y: Region) -> tuple[Shape, int, int]:
+        """The fields of `Projection` in kernels.cpp."""
         return _shape(x[0], len(self.targets), True, 1, self.stride, 1), len(x), y.channels
 
-    def learns(self, to):
-        return to.needs(self.kernel) or super().learns(to)
+    def learns(self, bwd: BackwardPass) -> bool:
+        return bwd.needs(self.kernel) or super().learns(bwd)
 
-    def backward(self, given, result, to):
-        if not to.needs(self.kernel) and not any(to.wanted[source] for source in self.sources):
+    def backward(self, gradient: LazyGradient, output: GroupOutput, bwd: BackwardPass) -> None:
+        if not bwd.needs(self.kernel) and not any(bwd.wanted[source] for source in self.sources):
             return
-        (kernel,), x = to.tensors[self.kernel], [to.states[source] for source in self.sources]
-        of_x, adds = zip(*map(to.of_state, self.sources), strict=True)
-        (of_kernel,) = to.of_tensors(self.kernel) if to.needs(self.kernel) else (None,)
-        arguments = self._sizes(x, result.y), x, kernel, given.arguments(to), of_x, adds, of_kernel
-        to.program.call("project_backward", *arguments)
+        (kernel,), x = bwd.tensors[self.kernel], [bwd.state(source) for source in self.sources]
+        of_x, adds = zip(*map(bwd.of_state, self.sources), strict=True)
+        (of_kernel,) = bwd.of_tensors(self.kernel) if bwd.needs(self.kernel) else (None,)
+        sizes = self._sizes(x, output.y)
+        arguments = sizes, x, kernel, gradient.arguments(bwd), of_x, adds, of_kernel
+        bwd.tape.call("project_backward", *arguments)
 
 
-class _Layer:
-    """Separable convolutions of several edges side by side, with the batch norms behind them."""
+class _SideBySide:
+    """One layer of separable convolutions of several edges, with the batch norms behind them."""
 
-    def __init__(self, ops: Sequence[DepthwiseSeparable], norms: Norms, inputs: Inputs) -> None:
-        kinds = [op.depthwise for op in ops], [op.pointwise for op in ops]
+    def __init__(
+        self, layers: Sequence[SeparableLayer], norms: NormGroup, learned: LearnedTensors
+    ) -> None:
+        kinds = [op.depthwise for op in layers], [op.pointwise for op in layers]
         self.kernels = [
             # Autograd follows these copies; made within its function, it would not.
-            inputs.add(len(own), lambda own=own: [layer.weight.contiguous() for layer in own])
-            for own in kinds
+            learned.add(len(kind), lambda kind=kind: [c.weight.contiguous() for c in kind])
+            for kind in kinds
         ]
         self.norms = norms
-        self.edges, self.first = len(ops), ops[0]
+        self.edges, self.first = len(layers), layers[0]
 
-    def _shape(self, x: Place) -> Shape:
-        shared = x.channels == self.first.depthwise.in_channels
-        kernel = self.first.depthwise.kernel_size[0]
-        return _shape(x, self.edges, shared, kernel, self.first.stride, self.first.dilation)
+    def _shape(self, x: Region) -> Shape:
+        first = self.first
+        shared = x.channels == first.channels
+        return _shape(x, self.edges, shared, first.kernel, first.stride, first.dilation)
 
-    def forward(self, to: Forward, x: Place, before: Applied) -> tuple[Place, Place]:
-        """The result and its moments; `before` is applied to x."""
+    def forward(self, fwd: ForwardPass, x: Region, before: AppliedNorm) -> tuple[Region, Region]:
+        """The output and its moments; the kernel applies `before` to x."""
         shape = self._shape(x)
         channels = shape.operations * shape.channels
-        y = to.program.empty(*_result(x, channels, self.first.stride))
-        moments, written = self.norms.moments(to, y)
-        kernels = [to.tensors[where] for where in self.kernels]
-        to.program.call("convolve", shape, x, before, *kernels, y, written)
+        y = fwd.tape.empty(*_output(x, channels, self.first.stride))
+        moments, written = self.norms.moments(fwd, y)
+        kernels = [fwd.tensors[where] for where in self.kernels]
+        fwd.tape.call("convolve", shape, x, before, *kernels, y, written)
         return y, moments
 
-    def learns(self, to: Backward) -> bool:
-        return to.needs(*self.kernels, self.norms.affine)
+    def learns(self, bwd: BackwardPass) -> bool:
+        return bwd.needs(*self.kernels, self.norms.affine)
 
     def backward(
         self,
-        to: Backward,
-        given: Given,
-        x: Place,
-        of_x: tuple[Place | None, bool],
-        norms: Norms | None = None,
-        before: Applied = NO_NORM,
-    ) -> Given | None:
-        """Gradients for the kernels and for x.
+        bwd: BackwardPass,
+        gradient: LazyGradient,
+        x: Region,
+        of_x: tuple[Region | None, bool],
+        before: AppliedNorm = NO_NORM,
+        moments: tuple[Region | None, ...] | None = None,
+    ) -> None:
+        """Compute the gradients for the kernels and for x.
 
         Args:
-            x: what was read.
-            of_x: where its gradient belongs, behind norms that for their result, and whether to
-                add it.
-            norms, before: of x.
+            gradient: of the output.
+            x: what was read, with the norm `before` applied.
+            of_x: the region for the gradient for x, behind the norm that for its output, and
+                whether to add it.
+            moments: the regions of `Found` in kernels.cpp, for what x's norms need of it.
+        """
+        kernels = [bwd.tensors[where] for where in self.kernels]
+        of_kernels: list[list[Region] | None] = [None, None]
+        if bwd.needs(*self.kernels):
+            of_kernels = [bwd.of_tensors(where) for where in self.kernels]
+        bwd.tape.call(
+            "convolve_backward",
+            *(self._shape(x), x, before, *kernels, gradient.arguments(bwd)),
+            *(*of_x, moments, *of_kernels),
+        )
+
+    def backward_to_layer(
+        self,
+        bwd: BackwardPass,
+        gradient: LazyGradient,
+        x: Region,
+        of_x: Region,
+        norms: NormGroup,
+        before: AppliedNorm,
+    ) -> LazyGradient:
+        """The same where x is the output of another layer, with these norms.
 
         Returns:
-            the gradient for x, if there are norms.
+            the gradient for x.
         """
-        kernels = [to.tensors[where] for where in self.kernels]
-        of_kernels = [None, None]
-        if to.needs(*self.kernels):
-            of_kernels = [to.of_tensors(where) for where in self.kernels]
-        found, behind = None, None
-        if norms is not None:
-            width = x.channels
-            factors = to.program.empty(3 * width)
-            to.program.call("clear", factors, factors.count)
-            found = *factors.parts([(width,)] * 3), *to.of_affine(norms), None
-            behind = Given(of_x[0].blocks(self.edges), width, x, factors)
-        to.program.call(
-            "convolve_backward",
-            *(self._shape(x), x, before, *kernels, given.arguments(to)),
-            *(*of_x, found, *of_kernels),
-        )
-        return behind
+        width = x.channels
+        factors = bwd.tape.empty(3 * width)
+        bwd.tape.call("clear", factors, factors.count)
+        moments = *factors.parts([(width,)] * 3), *of_affine(bwd, norms), None
+        self.backward(bwd, gradient, x, (of_x, False), before, moments)
+        return LazyGradient(of_x.blocks(self.edges), width, x, factors)
+
+
+def of_affine(bwd: BackwardPass, norms: NormGroup | None) -> Sequence[Region | None]:
+    """The regions for gradients of the norms' weights and biases, None if they are not needed."""
+    if norms is None or norms.affine is None or not bwd.needs(norms.affine):
+        return None, None
+    return bwd.of_tensors(norms.affine)
+
+
+_LOWERED: dict[type[Description], type[LoweredGroup]] = {
+    Skip: LoweredSkip,
+    Normalise: LoweredNorm,
+    Zero: LoweredZero,
+    Pool: LoweredPool,
+    Project: LoweredProject,
+    Separable: LoweredSeparable,
+}
+
+
+def lower(group: OpGroup, learned: LearnedTensors) -> LoweredGroup:
+    """The group as kernel calls, by the kind of its operations."""
+    assert group.described is not None
+    return _LOWERED[type(group.described[0])](group, learned)
+
+
+def _descriptions(group: OpGroup, kind: type[D]) -> list[D]:
+    return [op for op in group.described or () if isinstance(op, kind)]

@@ -1,8 +1,8 @@
-"""Kernel calls that are put together once, and then run by one call in every step.
+"""A tape of kernel calls, put together once and then run by one call in every step.
 
-A step calls more than a hundred kernels, most of which take a fraction of a millisecond. Finding
-their arguments takes Python as long as some of them take, so that is done once: a program knows for
-every argument in which tensor of the step it lies, and where.
+A step calls more than a hundred kernels, most of which take a fraction of a millisecond. Python
+takes as long to collect their arguments as some of them take to run, so it does so once: the tape
+records for every argument which tensor of the step holds it, and at which position.
 """
 
 from __future__ import annotations
@@ -15,23 +15,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssnas.engine.cpu import library as kernels
+from ssnas.engine.cpu import library
 
 WORDS = 0
-"""The tensor, so to say, that holds the arguments themselves."""
+"""The number that stands for the tape's own arguments among the tensors of a run."""
 
 WORD = 8
-"""Bytes of an argument."""
+"""Bytes of one argument."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a run finds or leaves values.
+class Region:
+    """Values within a tensor of a run, which a kernel reads or writes.
 
     Args:
-        tensor: which one of a run's, counted from 1; or `WORDS`.
-        start: of the first value, among those of the tensor.
-        shape: (N, C, H, W), in the channels-last layout, or any other; dense but for `blocks`.
+        tensor: the number of the run's tensor, from 1, or `WORDS`.
+        start: position of the first value in that tensor.
+        shape: (N, C, H, W) in the channels-last layout, or any other; dense but for `blocks`.
+
+    Example:
+        >>> x = Region(tensor=3, start=100, shape=(2, 6, 5, 4))
+        >>> x.count, x.channels, x.pixels
+        (240, 6, 40)
+        >>> x.part(7, 2)
+        Region(tensor=3, start=107, shape=(2,))
     """
 
     tensor: int
@@ -50,37 +57,37 @@ class Place:
     def pixels(self) -> int:
         return self.count // self.channels
 
-    def part(self, first: int, count: int) -> Place:
-        """So many of the values."""
-        return Place(self.tensor, self.start + first, (count,))
+    def part(self, first: int, count: int) -> Region:
+        """`count` of the values, from `first` on."""
+        return Region(self.tensor, self.start + first, (count,))
 
-    def parts(self, shapes: Sequence[tuple[int, ...]]) -> list[Place]:
-        """The values, one part after the other."""
-        starts, start = [], self.start
+    def parts(self, shapes: Sequence[tuple[int, ...]]) -> list[Region]:
+        """Regions of these shapes, one after the other."""
+        regions, start = [], self.start
         for shape in shapes:
-            starts.append(start)
+            regions.append(Region(self.tensor, start, shape))
             start += math.prod(shape)
-        return [Place(self.tensor, *own) for own in zip(starts, shapes, strict=True)]
+        return regions
 
-    def blocks(self, count: int) -> list[Place]:
-        """Its channels in so many blocks, whose pixels remain as far apart as they are."""
+    def blocks(self, count: int) -> list[Region]:
+        """Split the channels into `count` blocks; the pixels of each stay as far apart as here."""
         n, channels, *size = self.shape
-        own = channels // count
-        starts = range(self.start, self.start + channels, own)
-        return [Place(self.tensor, start, (n, own, *size)) for start in starts]
+        width = channels // count
+        starts = range(self.start, self.start + channels, width)
+        return [Region(self.tensor, start, (n, width, *size)) for start in starts]
 
 
-Argument = int | float | Place | None
+Argument = int | float | Region | None
 
 
 @dataclass(frozen=True)
 class Call:
-    """Of a kernel.
+    """One call of a kernel.
 
     Args:
-        kernel: its name, see `Program.call`.
+        kernel: the kernel's name, see `Tape.call`.
         arguments: see there.
-        start: where they begin among all words.
+        start: position of the first argument among all words.
     """
 
     kernel: str
@@ -88,52 +95,52 @@ class Call:
     start: int
 
 
-class Program:
-    """Calls of `kernels`, one after the other, on the tensors of a run.
+class Tape:
+    """Calls of compiled kernels, one after the other, on the tensors of a run.
 
     Args:
-        dtype: of the tensors.
-        after: a program whose tensors are the first ones of a run of this one, so that its places
-            are places here as well.
+        dtype: the type of the tensors.
+        after: another tape, whose tensors come first in a run of this one, so that its regions
+            are regions here as well.
 
     Attributes:
-        size: values of the memory that the calls need for what is no tensor of its own.
-        tensors: how many a run takes.
-        calls: those to be made.
+        size: how many values of scratch memory a run needs.
+        tensors: how many tensors a run takes.
+        calls: the calls.
     """
 
-    def __init__(self, dtype: torch.dtype, after: Program | None = None) -> None:
+    def __init__(self, dtype: torch.dtype, after: Tape | None = None) -> None:
         self.dtype, self.size = dtype, 0
         self.tensors = 0 if after is None else after.tensors
         self._memory = self.tensor(())
-        self._idle: list[tuple[int, int]] = []  # from, to; by address
+        self._idle: list[tuple[int, int]] = []  # free scratch memory: (start, end), by address
         self._words: list[int] = []
         self._addresses: list[tuple[int, int]] = []
         self.calls: list[Call] = []
         self._run: Callable[[Sequence[Tensor | None], list[float] | None], None] | None = None
 
-    def tensor(self, shape: Sequence[int]) -> Place:
-        """The next tensor of a run."""
+    def tensor(self, shape: Sequence[int]) -> Region:
+        """Declare the next tensor of a run."""
         self.tensors += 1
-        return Place(self.tensors, 0, tuple(shape))
+        return Region(self.tensors, 0, tuple(shape))
 
-    def empty(self, *shape: int) -> Place:
-        """Values in the program's memory, until they are given back."""
+    def empty(self, *shape: int) -> Region:
+        """Take scratch memory, until it is freed."""
         needed = self._extent(math.prod(shape))
         for i, (start, end) in enumerate(self._idle):
             if end - start >= needed:
                 self._idle[i] = start + needed, end
-                return Place(self._memory.tensor, start, shape)
+                return Region(self._memory.tensor, start, shape)
         start = self.size
         if self._idle and self._idle[-1][1] == self.size:
             start, _ = self._idle.pop()
         self.size = start + needed
-        return Place(self._memory.tensor, start, shape)
+        return Region(self._memory.tensor, start, shape)
 
-    def free(self, *places: Place) -> None:
-        """Give back what lies in the program's memory; further calls may write there."""
-        own = [place for place in places if place.tensor == self._memory.tensor]
-        ends = [(place.start, place.start + self._extent(place.count)) for place in own]
+    def free(self, *regions: Region) -> None:
+        """Give scratch memory back; later calls may overwrite it. Other regions are left alone."""
+        scratch = [region for region in regions if region.tensor == self._memory.tensor]
+        ends = [(region.start, region.start + self._extent(region.count)) for region in scratch]
         idle: list[tuple[int, int]] = []
         for start, end in sorted([*self._idle, *ends]):
             if idle and idle[-1][1] == start:
@@ -142,32 +149,36 @@ class Program:
         self._idle = idle
 
     def _extent(self, count: int) -> int:
-        """Of so many values: whole lines of a cache and one more, since it could hold only few
-        images at a time if all began at the same place in a page."""
+        """Round `count` values up to whole cache lines, and add one.
+
+        If all regions began at the same position in a page, a cache could hold few at a time.
+        """
         line = 64 // self.dtype.itemsize
         return (-(-count // line) + 1) * line
 
     def call(self, kernel: str, *arguments: Argument | Sequence) -> None:
-        """Call a kernel.
+        """Append a call.
 
         Args:
             kernel: its name in kernels.cpp, without the type.
-            arguments: numbers, places, None for what it shall not read or write, and sequences of
-                those: a structure or an array, see `place`.
+            arguments: numbers, regions, None for what it shall not read or write, and sequences of
+                those for a structure or an array, see `structure`.
         """
-        found = [self.place(own) if isinstance(own, Sequence) else own for own in arguments]
-        self.calls.append(Call(kernel, arguments, self._enter(found)))
+        words = [
+            self.structure(argument) if isinstance(argument, Sequence) else argument
+            for argument in arguments
+        ]
+        self.calls.append(Call(kernel, arguments, self._enter(words)))
         self._run = None
 
-    def place(self, values: Sequence) -> Place:
-        """Where a structure or an array is to be found: its values one after the other, and in the
-        place of a further sequence that one's."""
-        return Place(WORDS, self._enter(_flat(values)), ())
+    def structure(self, values: Sequence) -> Region:
+        """Lay out a C structure or array among the tape's words; nested sequences lie in it."""
+        return Region(WORDS, self._enter(_flat(values)), ())
 
     def _enter(self, values: Iterable[Argument]) -> int:
         first = len(self._words)
         for value in values:
-            if isinstance(value, Place):
+            if isinstance(value, Region):
                 self._addresses.append((len(self._words), value.tensor))
                 size = WORD if value.tensor == WORDS else self.dtype.itemsize
                 self._words.append(value.start * size)
@@ -181,9 +192,9 @@ class Program:
         """Make the calls.
 
         Args:
-            tensors: dense, on the CPU: those of the program before this one, `size` values of
-                memory, and the others, None for those that no call needs.
-            seconds: to be extended by how long each call takes.
+            tensors: dense, on the CPU: those of the tape before this one, `size` values of
+                scratch memory, and the declared ones; None for a tensor that no call needs.
+            seconds: a list to extend by the time of each call.
 
         Raises:
             ValueError: for another number of tensors.
@@ -192,7 +203,7 @@ class Program:
             raise ValueError(f"a run takes {self.tensors} tensors; found {len(tensors)}")
         if self._run is None:
             calls = [(call.kernel, call.start) for call in self.calls]
-            self._run = kernels.linked(self.dtype, self._words, self._addresses, calls)
+            self._run = library.linked(self.dtype, self._words, self._addresses, calls)
         self._run(tensors, seconds)
 
 

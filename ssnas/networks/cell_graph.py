@@ -1,0 +1,215 @@
+"""Cells by the engine: the sums of `Cell.forward`, computed side by side.
+
+The operations of one kind on edges that leave one state read the same tensor, so the engine
+computes them as one wide operation; all terms of a node are normalised, weighted and added up
+together. The result equals `Cell.forward` up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ssnas.engine.batch_norm import joined
+from ssnas.engine.graph import Graph, accumulate, applicable, concatenated
+from ssnas.engine.op_group import OpGroup, describe
+from ssnas.networks.cell import Cell
+from ssnas.networks.operations import Zero, channel_shuffle
+from ssnas.networks.space import EDGES, NUM_INPUTS, NUM_NODES, NUM_STATES
+
+
+class CellGraph:
+    """Cells that each read the outputs of the two before, as one graph of the engine.
+
+    With partial channels there is one cell, computed state by state: its channel shuffle is linear,
+    so it is applied to the sum over a node's edges.
+
+    Args:
+        cells: the cells.
+        before: groups of operations that come before them, each making one state.
+    """
+
+    def __init__(self, cells: Sequence[Cell], before: Sequence[OpGroup] = ()) -> None:
+        self.cells, self.before = cells, before
+        self._modules: list[nn.Module] = []
+        self._graphs: dict[int, Graph] = {}
+        self._leaving: list[_LeavingEdges] = []
+        self._orders: dict[torch.device, Tensor] = {}
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether the engine may stand in for the cells' own `forward` on this tensor.
+
+        A module that was exchanged since the last call makes the graph anew.
+        """
+        if torch.compiler.is_compiling():
+            return False
+        before = [op for group in self.before for op in group.ops]
+        modules = [m for owner in (*before, *self.cells) for m in owner.modules()]
+        if modules != self._modules:
+            self._modules, self._graphs, self._orders = modules, {}, {}
+            self._leaving = [_LeavingEdges(cell) for cell in self.cells]
+        return applicable(x, modules)
+
+    def __call__(
+        self, inputs: Sequence[Tensor], weights: Sequence[Tensor | None]
+    ) -> list[list[Tensor]]:
+        """The two inputs of the first cell, and then the nodes of every cell.
+
+        Args:
+            inputs: the tensors that the first cell reads, one or two, or those that `before` reads.
+            weights: w(α) of every cell; see `Cell.forward`.
+        """
+        distinct = [x for i, x in enumerate(inputs) if all(x is not y for y in inputs[:i])]
+        if self.cells[0].partial > 1:
+            return [[inputs[0]], [inputs[-1]], self._by_states(distinct, weights[0])]
+        count = len(distinct)
+        if count not in self._graphs:
+            self._graphs[count] = self._graph(count)
+        states = [*distinct, *self._graphs[count](distinct, self._scale(weights))]
+        first = count + len(self.before)
+        ends = range(first + NUM_STATES, len(states) + 1, NUM_STATES)
+        nodes = [states[end - NUM_NODES : end] for end in ends]
+        return [[states[len(self.before)]], [states[first - 1]], *nodes]
+
+    def _scale(self, weights: Sequence[Tensor | None]) -> Tensor | None:
+        """The weights w_o of all groups, one after the other."""
+        tables = [table for table in weights if table is not None]
+        if not tables:
+            return None
+        device = tables[0].device
+        if device not in self._orders:
+            # Kept on the device: copying it in a step would make an accelerator wait.
+            starts, start = [], 0
+            for leaving, table in zip(self._leaving, tables, strict=True):
+                starts.append(torch.tensor(leaving.order(table.shape[1]), dtype=torch.long) + start)
+                start += table.numel()
+            self._orders[device] = torch.cat(starts).to(device)
+        return joined([table.flatten() for table in tables]).index_select(0, self._orders[device])
+
+    def _graph(self, inputs: int) -> Graph:
+        groups, first = [*self.before], inputs + len(self.before)
+        s0, s1 = (len(self.before),), (first - 1,)
+        for leaving in self._leaving:
+            groups += leaving.input_groups(s0, s1, first)
+            for start in range(NUM_STATES - 1):
+                groups += leaving.groups(start, first + start, first)
+            first += NUM_STATES
+            s0, s1 = s1, tuple(range(first - NUM_NODES, first))
+        return Graph(groups, inputs, first - inputs)
+
+    def _by_states(self, inputs: Sequence[Tensor], weights: Tensor | None) -> list[Tensor]:
+        """The nodes of the one cell, of channels that operations see and channels that bypass."""
+        (cell,), (leaving,) = self.cells, self._leaving
+        count = len(inputs)
+        if count not in self._graphs:
+            groups = leaving.input_groups((0,), (count - 1,), count)
+            self._graphs[count] = Graph(groups, count, NUM_INPUTS)
+        states = self._graphs[count](inputs)
+        scale = self._scale([weights])
+        scales = [None] * (NUM_STATES - 1) if scale is None else scale.split(leaving.counts)
+        sums: list[Tensor | None] = [None] * NUM_NODES
+        bypassed: list[Tensor | None] = [None] * NUM_NODES
+        for start in range(NUM_STATES - 1):
+            seen, other = cell.split(start, states[start])
+            # One dense copy spares every pooling a copy of its own.
+            seen = seen.contiguous(memory_format=torch.channels_last)
+            for edge, node in leaving.edges[start]:
+                beta = None if weights is None else weights[edge].sum()
+                bypassed[node] = accumulate(bypassed[node], other, beta)
+            sums = leaving.from_state(start)([seen], scales[start], sums)
+            node = start + 1 - NUM_INPUTS
+            if node >= 0:
+                joint = concatenated([sums[node], bypassed[node]])
+                states.append(channel_shuffle(joint, cell.partial))
+        return states[NUM_INPUTS:]
+
+
+class _LeavingEdges:
+    """The edges of a cell by the state that they leave, and their operations by kind."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+        self.edges = [
+            [
+                (edge, target - NUM_INPUTS)
+                for edge, (source, target) in enumerate(EDGES)
+                if source == start and str(edge) in cell.edges
+            ]
+            for start in range(NUM_STATES - 1)
+        ]
+        self._kinds = [self._by_kind(edges) for edges in self.edges]
+        self.counts = [sum(len(edges) for _, edges in kinds) for kinds in self._kinds]
+        entered = {EDGES[edge][1] for kinds in self._kinds for _, edges in kinds for edge in edges}
+        self._missing = [node for node in range(NUM_INPUTS, NUM_STATES) if node not in entered]
+        self._from_state: dict[int, Graph] = {}
+
+    def _by_kind(self, leaving: Sequence[tuple[int, int]]) -> list[tuple[str, list[int]]]:
+        """Each operation but `none` with the edges that carry it, side by side if alike."""
+        kinds: dict[Hashable, tuple[str, list[int]]] = {}
+        for edge, _ in leaving:
+            for name, op in self.cell.edges[str(edge)].items():
+                if isinstance(op, Zero):
+                    continue
+                description = describe(op)
+                # Operations that the engine does not know are computed one by one.
+                alike = (edge,) if description is None else description.signature
+                kinds.setdefault((name, type(description), alike), (name, []))[1].append(edge)
+        return list(kinds.values())
+
+    def order(self, width: int) -> list[int]:
+        """For each weight of the groups, start by start, its position in w(α), (14, `width`)."""
+        return [
+            edge * width + list(self.cell.edges[str(edge)]).index(name)
+            for kinds in self._kinds
+            for name, edges in kinds
+            for edge in edges
+        ]
+
+    def input_groups(self, s0: tuple[int, ...], s1: tuple[int, ...], first: int) -> list[OpGroup]:
+        """The operations that bring the cell's inputs to its channels and size.
+
+        Args:
+            s0, s1: the states of the graph that the inputs consist of.
+            first: the state of the graph that is the cell's state 0.
+        """
+        ops = self.cell.preprocess0, self.cell.preprocess1
+        descriptions = [describe(op) for op in ops]
+        if s0 == s1 and None not in descriptions:
+            signatures = [(type(d), d.signature) for d in descriptions if d is not None]
+            if signatures[0] == signatures[1]:
+                return [OpGroup(ops, (first, first + 1), s0, weighted=False)]
+        return [
+            OpGroup([op], (first + i,), sources, weighted=False)
+            for i, (op, sources) in enumerate(zip(ops, (s0, s1), strict=True))
+        ]
+
+    def groups(self, start: int, source: int, first: int) -> list[OpGroup]:
+        """The operations on all edges that leave a state, by kind.
+
+        Args:
+            start: the state.
+            source: the state of the graph that it is.
+            first: the state of the graph that the cell's state 0 is, or would be.
+        """
+        groups = [
+            OpGroup(
+                [self.cell.edges[str(edge)][name] for edge in edges],
+                tuple(first + EDGES[edge][1] for edge in edges),
+                (source,),
+            )
+            for name, edges in self._kinds[start]
+        ]
+        if start == 0 and self._missing:
+            nodes = tuple(first + node for node in self._missing)
+            zeros = [Zero(self.cell.stride(start)) for _ in nodes]
+            groups.append(OpGroup(zeros, nodes, (source,), weighted=False))
+        return groups
+
+    def from_state(self, start: int) -> Graph:
+        """The operations that leave one state, from it to the nodes."""
+        if start not in self._from_state:
+            groups = self.groups(start, 0, 1 - NUM_INPUTS)
+            self._from_state[start] = Graph(groups, 1, NUM_NODES)
+        return self._from_state[start]
