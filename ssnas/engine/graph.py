@@ -172,7 +172,7 @@ def applicable(x: Tensor, modules: Iterable[nn.Module]) -> bool:
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or type(x) is not Tensor
-        or torch._C._are_functorch_transforms_active()
+        or transformed()
         or _has_hooks(nn.modules.module, "_global")
     ):
         return False
@@ -185,6 +185,11 @@ def applicable(x: Tensor, modules: Iterable[nn.Module]) -> bool:
     return len(modes) < 2
 
 
+def transformed() -> bool:
+    """Whether a transformation of `torch.func` is under way."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def _has_hooks(owner: Any, prefix: str = "") -> bool:
     return bool(
         getattr(owner, prefix + "_forward_hooks")
@@ -194,4 +199,4 @@ def _has_hooks(owner: Any, prefix: str = "") -> bool:
     )
 
 
-__all__ = ["Graph", "accumulate", "applicable", "concatenated"]
+__all__ = ["Graph", "accumulate", "applicable", "concatenated", "transformed"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssnas.engine.batch_norm import Norm
-from ssnas.engine.graph import concatenated
+from ssnas.engine.graph import concatenated, transformed
 from ssnas.engine.op_group import OpGroup
 from ssnas.errors import InputError
 from ssnas.networks.cell import Cell
@@ -185,7 +185,8 @@ class Backbone(nn.Module):
 
     def arrange(self, x: Tensor) -> Tensor:
         """Channels-last, in which depthwise convolution, pooling and batch norm run fastest."""
-        return x.contiguous(memory_format=torch.channels_last)
+        # Under vmap PyTorch knows no memory formats.
+        return x if transformed() else x.contiguous(memory_format=torch.channels_last)
 
     def run_cell(self, cell: Cell, s0: Tensor, s1: Tensor, weights: Tensor | None) -> Tensor:
         """The output of one cell, see `Cell.forward`; by the engine where it may compute it."""

@@ -8,6 +8,7 @@ together. The result equals `Cell.forward` up to rounding.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,16 @@ class CellGraph:
 
     def __init__(self, cells: Sequence[Cell], before: Sequence[OpGroup] = ()) -> None:
         self.cells, self.before = cells, before
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy looks at its own modules anew."""
+        copied = CellGraph(self.cells, self.before)
+        return vars(copied)
+
+    def _forget(self) -> None:
         self._modules: list[nn.Module] = []
+        self._kinds: list[type[nn.Module]] = []
         self._graphs: dict[int, Graph] = {}
         self._leaving: list[_LeavingEdges] = []
         self._orders: dict[torch.device, Tensor] = {}
@@ -47,8 +57,10 @@ class CellGraph:
             return False
         before = [op for group in self.before for op in group.ops]
         modules = [m for owner in (*before, *self.cells) for m in owner.modules()]
-        if modules != self._modules:
-            self._modules, self._graphs, self._orders = modules, {}, {}
+        kinds = list(map(type, modules))
+        if modules != self._modules or kinds != self._kinds:
+            self._forget()
+            self._modules, self._kinds = modules, kinds
             self._leaving = [_LeavingEdges(cell) for cell in self.cells]
         return applicable(x, modules)
 
