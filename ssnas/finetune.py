@@ -24,7 +24,7 @@ from ssnas.losses import make_loss
 from ssnas.networks.bilateral import BRANCHES, BilateralSupernet
 from ssnas.networks.derived import Network
 from ssnas.networks.supernet import Supernet
-from ssnas.runtime.cuda_graph import Captured
+from ssnas.runtime.cuda_graph import GraphedStep
 from ssnas.runtime.device import autocast, generator
 from ssnas.runtime.distributed import active, agreed
 from ssnas.training.checkpoint import Checkpoint
@@ -218,7 +218,7 @@ def _loop(
         return {"loss": loss.detach()}
 
     # The mixing ratio decides which branches a step computes at all.
-    captured = Captured(descend, enabled=config.sampling != "bilateral" and not active())
+    captured = GraphedStep(descend, enabled=config.sampling != "bilateral" and not active())
 
     def step(batch: Tensor) -> dict[str, Tensor]:
         (drawn,) = draws.of(loop.batches, loop.epoch, loop.done)

@@ -24,7 +24,7 @@ from ssnas.metrics import knn_accuracy
 from ssnas.networks.bilateral import backbone_rate, build_supernet
 from ssnas.networks.space import CELL_KINDS, EDGES
 from ssnas.networks.supernet import Supernet, frozen_statistics
-from ssnas.runtime.cuda_graph import Captured
+from ssnas.runtime.cuda_graph import GraphedStep
 from ssnas.runtime.device import autocast, generator, seed_everything
 from ssnas.runtime.distributed import active, average_gradients
 from ssnas.training.checkpoint import Checkpoint
@@ -86,14 +86,14 @@ class Bilevel:
         """HLS (H24): the backbone's α learn at another rate than the branches' α."""
         set_rate(self.alpha_optimiser, 0, rate)
 
-    def captured(self) -> Captured:
+    def captured(self) -> GraphedStep:
         """`step`, as a CUDA graph where it is of first order, unbranched and in one process.
 
         The mixing ratio of two branches decides what a step computes at all.
         """
         config = self.config
         plain = config.second_order or config.sampling == "bilateral" or active()
-        return Captured(self.step, enabled=not plain)
+        return GraphedStep(self.step, enabled=not plain)
 
     def step(self, epoch: int | Tensor, *drawn: Tensor) -> dict[str, Tensor]:
         """A step on α, then one on ω.

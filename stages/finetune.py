@@ -106,7 +106,7 @@ def _write(
         "seconds": round(fitted.seconds, 1),
         "images_per_second": fitted.history[-1]["images_per_second"] if fitted.history else None,
         "latency_ms_per_image": round(latency_ms(network, splits.val, normalise, device), 3),
-        "peak_memory_mb": round(peak_memory_mb(device)),
+        "peak_memory_mb": peak_memory_mb(device),
         **machine(device),
     }
     write_json(places.metrics("rows", "finetune.cost.json"), cost)

@@ -65,7 +65,7 @@ def _write(found: Found, places: Places, device: torch.device) -> None:
     cost = {
         "seconds": round(found.seconds, 1),
         "images_per_second": found.history[-1]["images_per_second"] if found.history else None,
-        "peak_memory_mb": round(peak_memory_mb(device)),
+        "peak_memory_mb": peak_memory_mb(device),
         **machine(device),
     }
     write_json(places.metrics("searches", "search.cost.json"), cost)

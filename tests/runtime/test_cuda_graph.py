@@ -20,7 +20,7 @@ from ssnas.networks.derived import Network
 from ssnas.networks.space import RELAXATIONS
 from ssnas.networks.supernet import Supernet
 from ssnas.runtime import cuda_graph as capture
-from ssnas.runtime.cuda_graph import WARM_UP, Captured
+from ssnas.runtime.cuda_graph import WARM_UP, GraphedStep
 from ssnas.search import Bilevel
 from ssnas.training import objectives
 from ssnas.training import trainer as loop_module
@@ -102,21 +102,21 @@ class Tape(NeverWaiting):
                     old.copy_(new)
 
 
-class Taped(Captured):
-    """`Captured` with a tape in the place of the CUDA graph; afterwards there is no function."""
+class Taped(GraphedStep):
+    """`GraphedStep` with a tape in the place of the CUDA graph; afterwards there is no function."""
 
     @staticmethod
     def _recordable(inputs):
         return True
 
     def _warm_up(self, inputs):
-        return self.function(*inputs)
+        return self.step(*inputs)
 
     def _record(self, inputs):
         with Tape() as tape:
-            outputs = self.function(*inputs)
+            outputs = self.step(*inputs)
         tape.undo()
-        self.function = None
+        self.step = None
         return tape.replay, outputs
 
 
@@ -222,7 +222,7 @@ def descent_step(kind, loss, genotype):
 
 def assert_replay_is_the_step(make):
     """Bit for bit the same figures and the same state, of optimisers and buffers too."""
-    (eager, expected), (taped, state) = make(Captured), make(Taped)
+    (eager, expected), (taped, state) = make(GraphedStep), make(Taped)
     for number in range(STEPS):
         figures = eager(number), taped(number)
         assert figures[0] == figures[1], number
@@ -244,7 +244,7 @@ def test_replayed_descent_equals_the_eager_one(genotype, loss):
     assert_replay_is_the_step(partial(descent_step, loss=loss, genotype=genotype))
 
 
-# What `Captured` promises
+# What `GraphedStep` promises
 
 
 def test_elsewhere_every_call_is_a_plain_one():
@@ -254,9 +254,9 @@ def test_elsewhere_every_call_is_a_plain_one():
         calls.append(number)
         return {"double": 2 * x}
 
-    captured = Captured(function)
+    graphed = GraphedStep(function)
     for number in range(WARM_UP + 2):
-        assert captured(number, torch.tensor(3.0))["double"] == 6
+        assert graphed(number, torch.tensor(3.0))["double"] == 6
     assert calls == list(range(WARM_UP + 2))
 
 
@@ -268,35 +268,35 @@ def test_each_call_does_the_work_once_and_outputs_stay():
         total.add_(x * number)
         return {"total": 1 * total}
 
-    captured = Taped(function)
-    outputs = [captured(n, torch.tensor([1.0, 10.0]))["total"] for n in range(WARM_UP + 3)]
+    graphed = Taped(function)
+    outputs = [graphed(n, torch.tensor([1.0, 10.0]))["total"] for n in range(WARM_UP + 3)]
     sums = [n * (n + 1) // 2 for n in range(WARM_UP + 3)]
     assert [output.tolist() for output in outputs] == [[n, 10 * n] for n in sums]
     assert len(calls) == WARM_UP + 1
 
 
 def test_inputs_of_another_shape_are_refused():
-    captured = Taped(lambda x: {"double": 2 * x})
+    graphed = Taped(lambda x: {"double": 2 * x})
     for _ in range(WARM_UP + 1):
-        captured(torch.zeros(3))
+        graphed(torch.zeros(3))
     with pytest.raises(ValueError, match=r"shape \(3,\); found \(1,\)"):
-        captured(torch.zeros(1))
+        graphed(torch.zeros(1))
 
 
 def test_the_environment_switches_graphs_off(monkeypatch):
     elsewhere = torch.empty(2, device="meta")
     monkeypatch.setattr(capture, "_device", lambda inputs: torch.device("cuda"))
-    assert capture.Captured._recordable((elsewhere,))
+    assert capture.GraphedStep._recordable((elsewhere,))
     monkeypatch.setenv("SSNAS_GRAPHS", "0")
-    assert not capture.Captured._recordable((elsewhere,))
+    assert not capture.GraphedStep._recordable((elsewhere,))
 
 
 def test_a_disabled_one_is_never_recorded():
-    captured = Taped(lambda x: {"double": 2 * x}, enabled=False)
-    assert [captured(torch.tensor(float(n)))["double"].item() for n in range(6)] == [
+    graphed = Taped(lambda x: {"double": 2 * x}, enabled=False)
+    assert [graphed(torch.tensor(float(n)))["double"].item() for n in range(6)] == [
         *range(0, 12, 2)
     ]
-    assert captured.function is not None
+    assert graphed.step is not None
 
 
 @pytest.mark.parametrize(
@@ -334,11 +334,11 @@ def equal(one, other):
 def test_a_captured_search_is_the_plain_one(images, monkeypatch):
     config = replace(SEARCH, cells=3, epochs=3, batch_size=2)
     plain = search.search(images, config, Views(), 0)
-    monkeypatch.setattr(search, "Captured", Taped)
-    captured = search.search(images, config, Views(), 0)
-    assert equal(captured.supernet, plain.supernet)
-    assert history(captured.history) == history(plain.history)
-    assert captured.alphas == plain.alphas
+    monkeypatch.setattr(search, "GraphedStep", Taped)
+    graphed = search.search(images, config, Views(), 0)
+    assert equal(graphed.supernet, plain.supernet)
+    assert history(graphed.history) == history(plain.history)
+    assert graphed.alphas == plain.alphas
 
 
 def test_a_captured_training_goes_on_exactly(splits, genotype, tmp_path, monkeypatch):
@@ -352,7 +352,7 @@ def test_a_captured_training_goes_on_exactly(splits, genotype, tmp_path, monkeyp
         return network, train.fit(network, *given, checkpoint=checkpoint).history
 
     plain, rows = fit()
-    monkeypatch.setattr(train, "Captured", Taped)
+    monkeypatch.setattr(train, "GraphedStep", Taped)
     step, calls = train.Loop._save, []
 
     def save(self):
@@ -526,7 +526,7 @@ def test_in_bfloat16_losses_and_statistics_are_float32(monkeypatch, objective):
             return result
 
         monkeypatch.setattr(losses, name, watch)
-    step, state = bilevel_step(Captured, objective)
+    step, state = bilevel_step(GraphedStep, objective)
     modules = [m for m in state["supernet"].modules() if isinstance(m, nn.Conv2d)]
     modules[0].register_forward_hook(lambda m, given, out: seen.update(layer={out.dtype}))
     figures = step(1)
@@ -549,10 +549,10 @@ def test_cuda_graphs_replay_the_search(images, splits, monkeypatch, objective):
     labels = torch.from_numpy(splits.train.labels[:16])
     images = replace(images, pixels=images.pixels.cuda(), labels=labels.cuda(), num_classes=3)
     config = replace(SEARCH, epochs=3, batch_size=2, objective=objective)
-    captured = search.search(images, config, Views(), 0)
-    monkeypatch.setattr(search, "Captured", lambda function, enabled: function)
+    graphed = search.search(images, config, Views(), 0)
+    monkeypatch.setattr(search, "GraphedStep", lambda function, enabled: function)
     plain = search.search(images, config, Views(), 0)
     for key in ("loss_alpha", "loss_weights"):
-        assert [row[key] for row in captured.history] == pytest.approx(
+        assert [row[key] for row in graphed.history] == pytest.approx(
             [row[key] for row in plain.history], rel=1e-3
         )
