@@ -25,7 +25,7 @@ from ssnas.runtime.device import seed_everything
 from ssnas.search import Bilevel
 from ssnas.training import objectives
 from ssnas.training.objectives import SelfSupervised, Supervised
-from ssnas.training.optimizer import Descent
+from ssnas.training.optimizer import CosineSgd
 
 SEED = 0
 COUNTS = class_counts(5000, 10, "exponential", 10)
@@ -147,14 +147,14 @@ class FinetuneStep:
         self.network = network.to(self.device)
         criterion = make_loss(config.loss, COUNTS, num_images=sum(COUNTS))
         self.objective = Supervised(criterion, config.crop_padding)
-        self.descent = Descent(self.network.parameters(), config)
+        self.optimiser = CosineSgd(self.network.parameters(), config)
         labels = torch.randint(len(COUNTS), (setting.batch,)).to(self.device)
         self.drawn = (_images(setting), labels)
         self._step = GraphedStep(self._descend, enabled=system.graphs)
 
     def _descend(self, epoch: int | Tensor, *drawn: Tensor) -> dict[str, Tensor]:
         loss = self.objective(self.network, drawn, epoch)
-        self.descent.step(loss)
+        self.optimiser.step(loss)
         return {"loss": loss.detach()}
 
     def __call__(self) -> tuple[Tensor]:

@@ -29,13 +29,13 @@ from ssnas.errors import InputError
 from ssnas.finetune import evaluate, fit, latency_ms, mixing_sweep, predict, pretrain
 from ssnas.networks.baselines import linear_classifier
 from ssnas.networks.bilateral import BilateralSupernet
-from ssnas.networks.derived import Network
+from ssnas.networks.derived import Network, inherit
 from ssnas.networks.space import RELAXATIONS
 from ssnas.networks.supernet import Supernet
-from ssnas.training import objectives
-from ssnas.training import trainer as loop_module
+from ssnas.training import objectives, trainer
 from ssnas.training.checkpoint import Checkpoint
-from ssnas.training.optimizer import Descent
+from ssnas.training.images import TrainingData
+from ssnas.training.optimizer import CosineSgd
 
 CPU = torch.device("cpu")
 CONFIG = Finetune(epochs=2, batch_size=8, loss="ce", learning_rate=0.05)
@@ -43,20 +43,20 @@ CONFIG = Finetune(epochs=2, batch_size=8, loss="ce", learning_rate=0.05)
 
 @pytest.fixture
 def train(genotype):
-    """Fit a tiny network to splits: the network, what `fit` found, and the normalisation."""
+    """Fit a tiny network to splits: the network, the result, and the normalisation."""
 
     def run(splits, config=CONFIG, seed=0, checkpoint=None):
         torch.manual_seed(seed)
         network = Network(genotype, 2, 3, splits.train.num_classes, 3, 1)
-        normalise = Normalise.of(splits.train.images)
-        data = (network, splits.train, splits.val, normalise, splits.flip)
-        return network, fit(*data, config, seed, CPU, checkpoint=checkpoint), normalise
+        data = TrainingData.of(splits)
+        result = fit(network, data, config, seed, CPU, checkpoint=checkpoint)
+        return network, result, data.normalise
 
     return run
 
 
-def history(fitted):
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in fitted.history]
+def history(result):
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in result.history]
 
 
 def equal(one, other):
@@ -69,20 +69,20 @@ def equal(one, other):
 
 @pytest.mark.parametrize("loss", ["ce", "focal+la", "balanced-sigmoid"])
 def test_training_learns_an_easy_task(splits, train, loss):
-    network, fitted, normalise = train(splits, replace(CONFIG, loss=loss, epochs=12))
-    losses = [row["loss"] for row in fitted.history]
+    network, result, normalise = train(splits, replace(CONFIG, loss=loss, epochs=12))
+    losses = [row["loss"] for row in result.history]
     assert losses[-1] < 0.8 * losses[0]
     assert evaluate(network, splits.test, normalise, CPU)["balanced_accuracy"] > 0.6
-    assert fitted.epoch == len(fitted.history) == 12
-    assert {"val_accuracy", "val_balanced_accuracy", "learning_rate"} < set(fitted.history[0])
+    assert result.epoch == len(result.history) == 12
+    assert {"val_accuracy", "val_balanced_accuracy", "learning_rate"} < set(result.history[0])
 
 
 def test_multi_label_training(multi_label, train):
     config = replace(CONFIG, loss="focal+la", epochs=12)
-    network, fitted, normalise = train(multi_label, config)
-    assert fitted.history[-1]["loss"] < fitted.history[0]["loss"]
+    network, result, normalise = train(multi_label, config)
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
     assert evaluate(network, multi_label.test, normalise, CPU)["macro_auc"] > 0.7
-    assert {"val_binary_accuracy", "val_macro_auc"} < set(fitted.history[0])
+    assert {"val_binary_accuracy", "val_macro_auc"} < set(result.history[0])
 
 
 def test_a_single_label_loss_on_multi_label_data(multi_label, train):
@@ -102,8 +102,8 @@ def test_the_seed_decides(splits, train):
 def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, splits, train, early_stop):
     config = replace(CONFIG, loss="focal+la", early_stop=early_stop)
     whole = train(splits, config)
-    monkeypatch.setattr(loop_module, "SAVE_SECONDS", 0)
-    step, calls = Descent.step, []
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0)
+    step, calls = CosineSgd.step, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -111,7 +111,7 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, splits, train, earl
             raise KeyboardInterrupt
         return step(*arguments)
 
-    monkeypatch.setattr(Descent, "step", interrupted)
+    monkeypatch.setattr(CosineSgd, "step", interrupted)
     with pytest.raises(KeyboardInterrupt), Checkpoint(tmp_path, {}) as checkpoint:
         train(splits, config, checkpoint=checkpoint)
     with Checkpoint(tmp_path, {}) as checkpoint:
@@ -131,10 +131,10 @@ def test_early_stopping_keeps_the_best_weights(splits, train, monkeypatch, figur
         return {"accuracy": 0.0, "balanced_accuracy": next(script)}
 
     monkeypatch.setattr(module, "evaluate", scripted)
-    network, fitted, _ = train(splits, replace(CONFIG, epochs=6, early_stop=3, batch_size=32))
+    network, result, _ = train(splits, replace(CONFIG, epochs=6, early_stop=3, batch_size=32))
     best = figures.index(max(figures[:5]))
-    assert fitted.epoch == best + 1
-    assert len(fitted.history) == len(seen) == best + 1 + 3
+    assert result.epoch == best + 1
+    assert len(result.history) == len(seen) == best + 1 + 3
     assert all(value.equal(seen[best][key]) for key, value in network.state_dict().items())
     assert not all(v.equal(seen[-1][k]) for k, v in network.state_dict().items())
 
@@ -147,18 +147,18 @@ def test_without_early_stopping_the_last_epoch_stays(splits, train, monkeypatch)
         return {"accuracy": 0.0, "balanced_accuracy": next(script)}
 
     monkeypatch.setattr(module, "evaluate", scripted)
-    network, fitted, _ = train(splits, replace(CONFIG, epochs=3, batch_size=32))
-    assert (fitted.epoch, len(fitted.history)) == (3, 3)
+    network, result, _ = train(splits, replace(CONFIG, epochs=3, batch_size=32))
+    assert (result.epoch, len(result.history)) == (3, 3)
     assert all(value.equal(seen[-1][key]) for key, value in network.state_dict().items())
 
 
 def test_a_batch_is_at_most_all_images(splits, train):
-    _, fitted, _ = train(splits, replace(CONFIG, epochs=1, batch_size=1000))
-    assert np.isfinite(fitted.history[0]["loss"])
+    _, result, _ = train(splits, replace(CONFIG, epochs=1, batch_size=1000))
+    assert np.isfinite(result.history[0]["loss"])
 
 
 def test_diverging_training_is_told_and_keeps_finite_weights(tmp_path, monkeypatch, splits, train):
-    monkeypatch.setattr(loop_module, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0)
     with Checkpoint(tmp_path, {}) as checkpoint:
         with pytest.raises(InputError, match=r"finetune: loss became \w+ at epoch \d+, step \d+"):
             config = replace(CONFIG, learning_rate=1e30, epochs=9)
@@ -214,48 +214,50 @@ def test_folds_test_every_image_once(splits):
     numbered = splits.train.images.copy()
     numbered[:, 0, 0, 0] = np.arange(len(numbered))
     pool = Dataset(numbered, splits.train.labels, splits.train.class_names)
-    cut = transfer.parts(Source(pool, None, None, {}, True), 4, 0.2, seed=0)
-    assert len(cut) == 4
-    for part in cut:
-        numbers = [set(d.images[:, 0, 0, 0]) for d in (part.train, part.val, part.test)]
+    folds = transfer.folds_of(Source(pool, None, None, {}, True), 4, 0.2, seed=0)
+    assert len(folds) == 4
+    for fold in folds:
+        numbers = [set(d.images[:, 0, 0, 0]) for d in (fold.train, fold.val, fold.test)]
         assert sorted(n for some in numbers for n in some) == list(range(len(pool)))
-        assert all(min(d.counts) >= 1 for d in (part.train, part.val, part.test))
-        assert part.flip
-    tested = [n for part in cut for n in part.test.images[:, 0, 0, 0]]
+        assert all(min(d.counts) >= 1 for d in (fold.train, fold.val, fold.test))
+        assert fold.flip
+    tested = [n for fold in folds for n in fold.test.images[:, 0, 0, 0]]
     assert sorted(tested) == list(range(len(pool)))
 
 
 def test_a_published_split_is_kept(splits):
     source = Source(splits.train, splits.val, splits.test, {}, False)
-    (part,) = transfer.parts(source, 4, 0.2, seed=0)
+    (fold,) = transfer.folds_of(source, 4, 0.2, seed=0)
     for name in ("train", "val", "test"):
-        kept, published = getattr(part, name), getattr(splits, name)
+        kept, published = getattr(fold, name), getattr(splits, name)
         assert np.array_equal(kept.images, published.images)
         assert np.array_equal(kept.labels, published.labels)
-    assert not part.flip
+    assert not fold.flip
 
 
 def test_a_published_test_set_without_validation_images(splits):
-    (part,) = transfer.parts(Source(splits.train, None, splits.test, {}, True), 4, 0.2, seed=0)
-    assert np.array_equal(part.test.images, splits.test.images)
-    assert len(part.train) + len(part.val) == len(splits.train)
+    (fold,) = transfer.folds_of(Source(splits.train, None, splits.test, {}, True), 4, 0.2, seed=0)
+    assert np.array_equal(fold.test.images, splits.test.images)
+    assert len(fold.train) + len(fold.val) == len(splits.train)
 
 
 def test_too_many_folds(splits):
     with pytest.raises(InputError, match="'light' of 4 images"):
-        transfer.parts(Source(splits.train, None, None, {}, True), 5, 0.2, seed=0)
+        transfer.folds_of(Source(splits.train, None, None, {}, True), 5, 0.2, seed=0)
 
 
 def test_train_and_test_goes_on_where_it_was(tmp_path, splits, genotype, monkeypatch):
-    part = transfer.Part(splits.train, splits.val, splits.test, True)
-
-    def build():
-        return Network(genotype, 2, 3, 3, 3, 1)
+    def build(weights=None):
+        network = Network(genotype, 2, 3, 3, 3, 1)
+        if weights is not None:
+            inherit(network, weights)
+        return network
 
     def run(weights=None, folder="a"):
+        config = replace(CONFIG, epochs=1)
         with Checkpoint(tmp_path / folder, {}) as checkpoint:
             return transfer.train_and_test(
-                build, weights, part, replace(CONFIG, epochs=1), 0, CPU, "fold", checkpoint
+                lambda: build(weights), splits, config, 0, CPU, "fold", checkpoint
             )
 
     first = run()
@@ -283,8 +285,8 @@ def test_pretraining_moves_the_features_and_reads_no_label(splits, genotype):
         before = {key: value.clone() for key, value in network.state_dict().items()}
         config = replace(CONFIG, pretrain_epochs=2)
         search = Search(objective="nt-xent", projector=4)
-        normalise = Normalise.of(data.images)
-        seconds = pretrain(network, data, normalise, True, config, search, Views(), 0, CPU)
+        shown = TrainingData(data, data, Normalise.of(data.images), True)
+        seconds = pretrain(network, shown, config, search, Views(), 0, CPU)
         assert seconds > 0
         return before, network.state_dict()
 
@@ -298,10 +300,10 @@ def test_pretraining_moves_the_features_and_reads_no_label(splits, genotype):
 
 
 def test_supervised_search_has_nothing_to_pretrain_with(splits, genotype):
-    network, normalise = Network(genotype, 2, 3, 3, 3, 1), Normalise.of(splits.train.images)
+    network, data = Network(genotype, 2, 3, 3, 3, 1), TrainingData.of(splits)
     config, search = replace(CONFIG, pretrain_epochs=1), Search(objective="supervised")
     with pytest.raises(InputError, match=r"finetune\.pretrain_epochs.*nt-xent"):
-        pretrain(network, splits.train, normalise, True, config, search, Views(), 0, CPU)
+        pretrain(network, data, config, search, Views(), 0, CPU)
 
 
 # Supernets, trained on and tested themselves
@@ -316,9 +318,8 @@ def bilateral(monkeypatch):
 
 def keep_training(network, splits, **changes):
     config = replace(CONFIG, sampling="bilateral", **changes)
-    normalise = Normalise.of(splits.train.images)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    fit(network, splits.train, splits.val, normalise, True, config, 0, CPU)
+    fit(network, TrainingData.of(splits), config, 0, CPU)
     after = network.state_dict()
     return {key.split(".")[0] for key in before if not before[key].equal(after[key])}
 

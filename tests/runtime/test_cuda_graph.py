@@ -10,8 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ssnas import finetune as train
-from ssnas import losses, search
+from ssnas import finetune, losses, search
 from ssnas.config.schema import Finetune, Search, Views
 from ssnas.data.views import Normalise
 from ssnas.engine.cpu import library as kernels
@@ -19,15 +18,18 @@ from ssnas.losses import make_loss
 from ssnas.networks.derived import Network
 from ssnas.networks.space import RELAXATIONS
 from ssnas.networks.supernet import Supernet
-from ssnas.runtime import cuda_graph as capture
+from ssnas.runtime import cuda_graph
 from ssnas.runtime.cuda_graph import WARM_UP, GraphedStep
 from ssnas.search import Bilevel
+from ssnas.training import batches as batches_module
 from ssnas.training import objectives
-from ssnas.training import trainer as loop_module
+from ssnas.training import trainer as trainer_module
+from ssnas.training.batches import BatchStream
 from ssnas.training.checkpoint import Checkpoint
-from ssnas.training.objectives import Draws, Images, SelfSupervised, Supervised
-from ssnas.training.optimizer import Descent, set_rate
-from ssnas.training.trainer import Loop
+from ssnas.training.images import TrainingData, TrainingImages
+from ssnas.training.objectives import SelfSupervised, Supervised
+from ssnas.training.optimizer import CosineSgd, set_rate
+from ssnas.training.trainer import Trainer
 
 COUNTS = (20, 8, 4)
 SEARCH = Search(channels=2, stem_multiplier=1, batch_size=4, projector=4, alpha_learning_rate=0.05)
@@ -186,7 +188,7 @@ def bilevel_step(kind, objective):
     advance = kind(bilevel.step)
 
     def step(number):
-        set_rate(bilevel.descent.optimiser, 0, 0.1 / (1 + number))
+        set_rate(bilevel.omega_optimiser.sgd, 0, 0.1 / (1 + number))
         set_rate(bilevel.alpha_optimiser, 0, 0.02 * number)
         drawn = []
         for half in range(2):
@@ -201,23 +203,23 @@ def bilevel_step(kind, objective):
 def descent_step(kind, loss, genotype):
     torch.manual_seed(0)
     network = Network(genotype, 2, 3, 3, 3, 1)
-    descent = Descent(network.parameters(), Finetune(learning_rate=0.1, epochs=2 * STEPS))
+    optimiser = CosineSgd(network.parameters(), Finetune(learning_rate=0.1, epochs=2 * STEPS))
     criterion = make_loss(loss, COUNTS, num_images=sum(COUNTS), epochs=STEPS)
     objective = Supervised(criterion, 0.0)
 
     def descend(epoch, *drawn):
         value = objective(network, drawn, epoch)
-        descent.step(value)
+        optimiser.step(value)
         return {"loss": value.detach()}
 
     advance = kind(descend)
 
     def step(number):
         figures = advance(number, randn(4, 3, 8, 8, seed=number), torch.arange(4).roll(number) % 3)
-        descent.finish_epoch()
+        optimiser.finish_epoch()
         return figures
 
-    return step, {"network": network, "descent": descent}
+    return step, {"network": network, "descent": optimiser}
 
 
 def assert_replay_is_the_step(make):
@@ -285,10 +287,10 @@ def test_inputs_of_another_shape_are_refused():
 
 def test_the_environment_switches_graphs_off(monkeypatch):
     elsewhere = torch.empty(2, device="meta")
-    monkeypatch.setattr(capture, "_device", lambda inputs: torch.device("cuda"))
-    assert capture.GraphedStep._recordable((elsewhere,))
+    monkeypatch.setattr(cuda_graph, "_device", lambda inputs: torch.device("cuda"))
+    assert GraphedStep._recordable((elsewhere,))
     monkeypatch.setenv("SSNAS_GRAPHS", "0")
-    assert not capture.GraphedStep._recordable((elsewhere,))
+    assert not GraphedStep._recordable((elsewhere,))
 
 
 def test_a_disabled_one_is_never_recorded():
@@ -310,7 +312,7 @@ def test_a_disabled_one_is_never_recorded():
 )
 def test_which_searches_are_captured(changes, expected):
     bilevel = Bilevel(Supernet(2, 3, 3, "softmax", 1), nn.Module(), replace(SEARCH, **changes))
-    assert bilevel.captured().enabled is expected
+    assert bilevel.graphed_step().enabled is expected
 
 
 # Whole trainings
@@ -319,7 +321,7 @@ def test_which_searches_are_captured(changes, expected):
 @pytest.fixture
 def images(splits):
     few = splits.train.take(slice(0, 16))
-    return Images(torch.from_numpy(few.images), Normalise.of(few.images), True)
+    return TrainingImages(torch.from_numpy(few.images), Normalise.of(few.images), True)
 
 
 def history(rows):
@@ -347,22 +349,21 @@ def test_a_captured_training_goes_on_exactly(splits, genotype, tmp_path, monkeyp
     def fit(checkpoint=None):
         torch.manual_seed(0)
         network = Network(genotype, 2, 3, 3, 3, 1)
-        normalise, cpu = Normalise.of(splits.train.images), torch.device("cpu")
-        given = (splits.train, splits.val, normalise, True, config, 0, cpu)
-        return network, train.fit(network, *given, checkpoint=checkpoint).history
+        data, cpu = TrainingData.of(splits), torch.device("cpu")
+        return network, finetune.fit(network, data, config, 0, cpu, checkpoint=checkpoint).history
 
     plain, rows = fit()
-    monkeypatch.setattr(train, "GraphedStep", Taped)
-    step, calls = train.Loop._save, []
+    monkeypatch.setattr(finetune, "GraphedStep", Taped)
+    save_once, calls = Trainer._save, []
 
     def save(self):
-        step(self)
+        save_once(self)
         calls.append(1)
         if len(calls) == 11:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop_module, "SAVE_SECONDS", 0)
-    monkeypatch.setattr(Loop, "_save", save)
+    monkeypatch.setattr(trainer_module, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(Trainer, "_save", save)
     with pytest.raises(KeyboardInterrupt), Checkpoint(tmp_path, {}) as checkpoint:
         fit(checkpoint)
     with Checkpoint(tmp_path, {}) as checkpoint:
@@ -378,14 +379,15 @@ def test_within_an_epoch_nothing_is_waited_for(images, splits, monkeypatch, obje
     images = replace(images, labels=labels, num_classes=3)
     seen = []
 
-    class Watched(Loop):
+    class Watched(Trainer):
         def _run_epoch(self):
             step = self.step
 
-            def watched(batch):
-                seen.append(self.done)
-                with NeverWaiting() if self.epoch or self.done else nullcontext():
-                    return step(batch)
+            def watched(batches, epoch, number):
+                assert (epoch, number) == (self.epoch, self.done)
+                seen.append(number)
+                with NeverWaiting() if epoch or number else nullcontext():
+                    return step(batches, epoch, number)
 
             self.step = watched
             super()._run_epoch()
@@ -395,9 +397,9 @@ def test_within_an_epoch_nothing_is_waited_for(images, splits, monkeypatch, obje
             assert self.done == len(self.batches), "looked at the figures within the epoch"
             super()._collect(pending)
 
-    monkeypatch.setattr(search, "Loop", Watched)
-    monkeypatch.setattr(Loop, "_check_steps", staticmethod(lambda pending: float("inf")))
-    monkeypatch.setattr(objectives, "BLOCK_PIXELS", 1)
+    monkeypatch.setattr(search, "Trainer", Watched)
+    monkeypatch.setattr(Trainer, "_check_steps", staticmethod(lambda pending: float("inf")))
+    monkeypatch.setattr(batches_module, "BLOCK_PIXELS", 1)
     config = replace(SEARCH, epochs=2, batch_size=2, objective=objective, relaxation="softmax")
     search.search(images, config, Views(), 0)
     assert seen == [0, 1, 2, 3] * 2
@@ -405,7 +407,7 @@ def test_within_an_epoch_nothing_is_waited_for(images, splits, monkeypatch, obje
 
 def test_figures_stay_on_an_accelerator_for_the_epoch():
     for device, expected in (("cpu", 1), ("meta", float("inf"))):
-        assert Loop._check_steps([{"loss": torch.empty((), device=device)}]) == expected
+        assert Trainer._check_steps([{"loss": torch.empty((), device=device)}]) == expected
 
 
 class OnOneDevice(TorchDispatchMode):
@@ -442,23 +444,23 @@ def test_a_step_touches_one_device_alone(name, monkeypatch):
 def test_what_is_drawn_comes_from_constants(images):
     settings = replace(Views(), jitter_probability=1.0)
     objective = SelfSupervised(SEARCH, settings, 4)
-    draws = Draws(objective, images, 0, 1)
+    stream = BatchStream(objective, images, SEARCH, (0, 0), (0, 1))
     batches = torch.arange(16).view(2, 4, 2, 1)
-    draws.of(batches, 0, 0)
-    draws._block = None
+    stream.inputs(batches, 0, 0)
+    stream._block = None
     with NeverWaiting():
-        draws.of(batches, 0, 1)
+        stream.inputs(batches, 0, 1)
 
 
 def test_loaded_rates_stay_where_captured_steps_read_them():
     weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
-    descents = [Descent([weight], Finetune(epochs=4, learning_rate=0.2)) for weight in weights]
-    descents[0].finish_epoch()
-    rate = descents[1].optimiser.param_groups[0]["lr"]
-    descents[1].load_state_dict(descents[0].state_dict())
-    assert descents[1].optimiser.param_groups[0]["lr"] is rate
+    optimisers = [CosineSgd([weight], Finetune(epochs=4, learning_rate=0.2)) for weight in weights]
+    optimisers[0].finish_epoch()
+    rate = optimisers[1].sgd.param_groups[0]["lr"]
+    optimisers[1].load_state_dict(optimisers[0].state_dict())
+    assert optimisers[1].sgd.param_groups[0]["lr"] is rate
     assert rate.item() == pytest.approx(0.1 + 0.1 * 0.5**0.5)
-    descents[0].finish_epoch()
+    optimisers[0].finish_epoch()
     assert rate.item() == pytest.approx(0.1 + 0.1 * 0.5**0.5)
 
 
@@ -478,26 +480,26 @@ class Numbers:
 
 @pytest.mark.parametrize(("pixels", "sizes"), [(1, [12] * 5), (2 * 12 * 64, [24, 24, 12])])
 def test_every_step_gets_what_was_drawn_for_its_images(images, monkeypatch, pixels, sizes):
-    monkeypatch.setattr(objectives, "BLOCK_PIXELS", pixels)
+    monkeypatch.setattr(batches_module, "BLOCK_PIXELS", pixels)
     batches = torch.arange(120).view(5, 3, 2, 4)[..., :2] % 16
     numbers = Numbers()
-    draws = Draws(numbers, images, 0, 1)
+    stream = BatchStream(numbers, images, SEARCH, (0, 0), (0, 1))
     images_of_a_step = batches[0].numel()
     assert images_of_a_step == 12
     for step, batch in enumerate(batches):
-        for part, (indices, noisy) in enumerate(draws.of(batches, 0, step)):
+        for part, (indices, noisy) in enumerate(stream.inputs(batches, 0, step)):
             assert indices.equal(batch[:, part])
             assert noisy.floor().equal(batch[:, part, 0].float())
     assert numbers.sizes == [size // 2 for size in sizes]
 
 
 def test_draws_go_on_in_the_middle_of_a_block(images, monkeypatch):
-    monkeypatch.setattr(objectives, "BLOCK_PIXELS", 3 * 8 * 64)
+    monkeypatch.setattr(batches_module, "BLOCK_PIXELS", 3 * 8 * 64)
     batches = torch.arange(80).view(10, 4, 2, 1) % 16
 
     def drawn(steps, seed=0, stream=1, epoch=2):
-        draws = Draws(Numbers(), images, seed, stream)
-        return [torch.cat([part[1] for part in draws.of(batches, epoch, n)]) for n in steps]
+        inputs = BatchStream(Numbers(), images, SEARCH, (0, 0), (seed, stream)).inputs
+        return [torch.cat([subset[1] for subset in inputs(batches, epoch, n)]) for n in steps]
 
     whole = drawn(range(10))
     for start in range(10):

@@ -24,7 +24,7 @@ from ssnas.networks.genotype import Edge, Genotype
 from ssnas.networks.space import RELAXATIONS
 from ssnas.runtime import distributed
 from ssnas.search import search
-from ssnas.training.objectives import images_of
+from ssnas.training.images import TrainingData, TrainingImages
 
 WORLD, BATCH, FEATURES = 2, 8, 5
 LOSSES = {"barlow-twins": barlow_twins, "nt-xent": nt_xent}
@@ -124,16 +124,17 @@ def trained(name):
     images = data()
     normalise = Normalise.of(images.images)
     if name in SEARCHES:
-        shown = images_of(images, normalise, True, CPU)
-        found = search(shown, SEARCHES[name], Views(), seed=0)
-        return found.supernet.state_dict(), found.history
+        shown = TrainingImages.of(images, normalise, True, CPU)
+        result = search(shown, SEARCHES[name], Views(), seed=0)
+        return result.supernet.state_dict(), result.history
     torch.manual_seed(0)
     ops = ("sep_conv_3x3", "max_pool_3x3", "dil_conv_5x5", "skip_connect", "sep_conv_3x3")
     edges = ((0, 2), (1, 2), (2, 3), (0, 4), (1, 5))
     cell = tuple(Edge(*edge, op) for edge, op in zip(edges, ops, strict=True))
     network = Network(Genotype(cell, cell), 4, 3, 3, stem_multiplier=1)
-    fitted = fit(network, images, images, normalise, True, FINETUNE, 0, CPU)
-    return network.state_dict(), fitted.history
+    shown = TrainingData(images, images, normalise, True)
+    result = fit(network, shown, FINETUNE, 0, CPU)
+    return network.state_dict(), result.history
 
 
 def work(rank, port, folder):
