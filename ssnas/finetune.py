@@ -113,6 +113,20 @@ def fit(
     Raises:
         InputError: for a loss, sampling scheme or `freeze_backbone` that labels or network do not
             allow, or a loss that is not finite.
+
+    Example:
+        Any module that gives logits can be trained, here on four black and four white images:
+
+        >>> pixels = np.repeat(np.array([0, 255], np.uint8), 4 * 16).reshape(8, 4, 4, 1)
+        >>> images = Dataset(pixels, np.repeat([0, 1], 4), ("black", "white"))
+        >>> data = TrainingData(images, images, Normalise.of(pixels), flip=False)
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+        >>> settings, cpu = Finetune(epochs=5, batch_size=4), torch.device("cpu")
+        >>> result = fit(network, data, settings, seed=0, device=cpu)
+        >>> len(result.history), result.epoch
+        (5, 5)
+        >>> predict(network, images, data.normalise, cpu).argmax(axis=1).tolist()
+        [0, 0, 0, 0, 1, 1, 1, 1]
     """
     network.to(device)
     objective = _supervised_objective(network, data.train, config)

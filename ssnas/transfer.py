@@ -28,6 +28,14 @@ def folds_of(source: Source, k: int, val_fraction: float, seed: int) -> list[Spl
 
     Raises:
         InputError: if a class is too small for k folds or for the validation images.
+
+    Example:
+        >>> import numpy as np
+        >>> labels = np.repeat(np.arange(2), 6)
+        >>> images = Dataset(np.zeros((12, 8, 8, 1), np.uint8), labels, ("cat", "dog"))
+        >>> folds = folds_of(Source(images, None, None, {}, flip=True), 3, 0.25, seed=0)
+        >>> [(len(fold.train), len(fold.val), len(fold.test)) for fold in folds]
+        [(6, 2, 4), (6, 2, 4), (6, 2, 4)]
     """
     held_out: list[tuple[Dataset, Dataset | None]] = [(source.train, source.test)]
     if source.test is None:

@@ -1,38 +1,21 @@
-"""Supervised training, transfer, baselines, and the files that stages leave for one another."""
+"""Training by labels, self-supervised pre-training, and predictions."""
 
-import csv
-import hashlib
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 
-from ssnas import finetune as module
-from ssnas import transfer
-from ssnas.artifacts import (
-    Places,
-    digest,
-    load_weights,
-    read_genotype,
-    save_weights,
-    write_csv,
-    write_json,
-)
+from ssnas import finetune
 from ssnas.config.schema import Finetune, Search, Views
-from ssnas.data import Dataset, Source
+from ssnas.data import Dataset
 from ssnas.data.views import Normalise
 from ssnas.errors import InputError
 from ssnas.finetune import evaluate, fit, latency_ms, mixing_sweep, predict, pretrain
-from ssnas.networks.baselines import linear_classifier
 from ssnas.networks.bilateral import BilateralSupernet
-from ssnas.networks.derived import Network, inherit
+from ssnas.networks.derived import Network
 from ssnas.networks.space import RELAXATIONS
-from ssnas.networks.supernet import Supernet
-from ssnas.training import objectives, trainer
+from ssnas.training import trainer
 from ssnas.training.checkpoint import Checkpoint
 from ssnas.training.images import TrainingData
 from ssnas.training.optimizer import CosineSgd
@@ -130,7 +113,7 @@ def test_early_stopping_keeps_the_best_weights(splits, train, monkeypatch, figur
         seen.append({key: value.clone() for key, value in network.state_dict().items()})
         return {"accuracy": 0.0, "balanced_accuracy": next(script)}
 
-    monkeypatch.setattr(module, "evaluate", scripted)
+    monkeypatch.setattr(finetune, "evaluate", scripted)
     network, result, _ = train(splits, replace(CONFIG, epochs=6, early_stop=3, batch_size=32))
     best = figures.index(max(figures[:5]))
     assert result.epoch == best + 1
@@ -146,7 +129,7 @@ def test_without_early_stopping_the_last_epoch_stays(splits, train, monkeypatch)
         seen.append({key: value.clone() for key, value in network.state_dict().items()})
         return {"accuracy": 0.0, "balanced_accuracy": next(script)}
 
-    monkeypatch.setattr(module, "evaluate", scripted)
+    monkeypatch.setattr(finetune, "evaluate", scripted)
     network, result, _ = train(splits, replace(CONFIG, epochs=3, batch_size=32))
     assert (result.epoch, len(result.history)) == (3, 3)
     assert all(value.equal(seen[-1][key]) for key, value in network.state_dict().items())
@@ -175,7 +158,7 @@ def test_probabilities_do_not_depend_on_the_batch(splits, multi_label, train, mo
         network, _, normalise = train(data, replace(CONFIG, epochs=1))
         before = {key: value.clone() for key, value in network.state_dict().items()}
         whole = predict(network, data.test, normalise, CPU)
-        monkeypatch.setattr(module, "EVALUATION_BATCH", 5)
+        monkeypatch.setattr(finetune, "EVALUATION_BATCH", 5)
         np.testing.assert_allclose(
             predict(network, data.test, normalise, CPU), whole, rtol=0, atol=1e-6
         )
@@ -202,77 +185,9 @@ def test_predictions_are_not_logit_adjusted(splits, train):
 def test_latency_is_of_one_image(splits, train, monkeypatch):
     network, _, normalise = train(splits, replace(CONFIG, epochs=1))
     ticks = iter([0, 9, 10, 11, 20, 23, 30, 32, 40, 47])
-    monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(finetune.time, "perf_counter", lambda: next(ticks))
     # Five passes of 9, 1, 3, 2 and 7 s over 18 images: their median is 3 s.
     assert latency_ms(network, splits.test, normalise, CPU) == pytest.approx(3000 / 18)
-
-
-# Transfer
-
-
-def test_folds_test_every_image_once(splits):
-    numbered = splits.train.images.copy()
-    numbered[:, 0, 0, 0] = np.arange(len(numbered))
-    pool = Dataset(numbered, splits.train.labels, splits.train.class_names)
-    folds = transfer.folds_of(Source(pool, None, None, {}, True), 4, 0.2, seed=0)
-    assert len(folds) == 4
-    for fold in folds:
-        numbers = [set(d.images[:, 0, 0, 0]) for d in (fold.train, fold.val, fold.test)]
-        assert sorted(n for some in numbers for n in some) == list(range(len(pool)))
-        assert all(min(d.counts) >= 1 for d in (fold.train, fold.val, fold.test))
-        assert fold.flip
-    tested = [n for fold in folds for n in fold.test.images[:, 0, 0, 0]]
-    assert sorted(tested) == list(range(len(pool)))
-
-
-def test_a_published_split_is_kept(splits):
-    source = Source(splits.train, splits.val, splits.test, {}, False)
-    (fold,) = transfer.folds_of(source, 4, 0.2, seed=0)
-    for name in ("train", "val", "test"):
-        kept, published = getattr(fold, name), getattr(splits, name)
-        assert np.array_equal(kept.images, published.images)
-        assert np.array_equal(kept.labels, published.labels)
-    assert not fold.flip
-
-
-def test_a_published_test_set_without_validation_images(splits):
-    (fold,) = transfer.folds_of(Source(splits.train, None, splits.test, {}, True), 4, 0.2, seed=0)
-    assert np.array_equal(fold.test.images, splits.test.images)
-    assert len(fold.train) + len(fold.val) == len(splits.train)
-
-
-def test_too_many_folds(splits):
-    with pytest.raises(InputError, match="'light' of 4 images"):
-        transfer.folds_of(Source(splits.train, None, None, {}, True), 5, 0.2, seed=0)
-
-
-def test_train_and_test_goes_on_where_it_was(tmp_path, splits, genotype, monkeypatch):
-    def build(weights=None):
-        network = Network(genotype, 2, 3, 3, 3, 1)
-        if weights is not None:
-            inherit(network, weights)
-        return network
-
-    def run(weights=None, folder="a"):
-        config = replace(CONFIG, epochs=1)
-        with Checkpoint(tmp_path / folder, {}) as checkpoint:
-            return transfer.train_and_test(
-                lambda: build(weights), splits, config, 0, CPU, "fold", checkpoint
-            )
-
-    first = run()
-    figures, seconds = first
-    assert {"accuracy", "balanced_accuracy"} <= set(figures)
-    assert seconds > 0
-    weights = build().state_dict()
-    inherited, _ = run(weights, "b")
-    assert inherited == run(weights, "c")[0]
-
-    def trained(*_):
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(objectives, "crop_and_flip", trained)
-    assert run() == first
 
 
 # Pre-training
@@ -369,142 +284,3 @@ def test_training_by_class_balanced_batches(splits, train):
     """Batches of equal classes: the rare class is learnt although the loss ignores its rarity."""
     network, _, normalise = train(splits, replace(CONFIG, sampling="balanced", epochs=12))
     assert evaluate(network, splits.test, normalise, CPU)["balanced_accuracy"] > 0.6
-
-
-# Baseline
-
-
-def standardised(train, test):
-    x, shown = (d.images.reshape(len(d), -1) / 255 for d in (train, test))
-    mean, std = x.mean(axis=0), x.std(axis=0)
-    return (x - mean) / std, (shown - mean) / std
-
-
-def test_linear_classifier_is_logistic_regression(splits):
-    x, shown = standardised(splits.train, splits.test)
-    expected = LogisticRegression(max_iter=300).fit(x, splits.train.labels).predict_proba(shown)
-    found = linear_classifier(splits.train, splits.test)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert (found.argmax(axis=1) == splits.test.labels).mean() > 0.9
-
-
-def test_linear_classifier_of_labels(multi_label):
-    train, test = multi_label.train, multi_label.test
-    labels = np.column_stack([train.labels, np.zeros(len(train)), np.ones(len(train))])
-    train = Dataset(train.images, labels.astype(np.uint8), ("a", "b", "never", "always"))
-    found = linear_classifier(train, test)
-    x, shown = standardised(train, test)
-    for label in range(2):
-        model = LogisticRegression(max_iter=300).fit(x, train.labels[:, label])
-        np.testing.assert_allclose(found[:, label], model.predict_proba(shown)[:, 1], atol=1e-6)
-    assert (found[:, 2:] == [0, 1]).all()
-
-
-def test_linear_classifier_of_a_class_without_training_images(splits):
-    names = ("absent", *splits.train.class_names)
-    train, test = (Dataset(d.images, d.labels + 1, names) for d in (splits.train, splits.test))
-    found = linear_classifier(train, test)
-    assert found.shape == (len(test), 4)
-    assert (found[:, 0] == 0).all()
-
-
-# Files
-
-
-def test_weights_round_trip(tmp_path):
-    torch.manual_seed(0)
-    supernet = Supernet(2, 3, 1, "sigmoid", 1).to(memory_format=torch.channels_last)
-    description = {"search": {"epochs": 1, "size": (1, 2)}, "data": "abc"}
-    path = tmp_path / "new" / "supernet.safetensors"
-    save_weights(path, supernet.state_dict(), description)
-    found = load_weights(path, description)
-    state = supernet.state_dict()
-    assert found.keys() == state.keys()
-    assert all(found[key].equal(state[key]) for key in state)
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-    again = tmp_path / "again.safetensors"
-    save_weights(again, supernet.state_dict(), description)
-    assert again.read_bytes() == path.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("expected", "named"),
-    [
-        ({"seed": 1, "data": "abc"}, "another seed than"),
-        ({"seed": 1, "data": "abd"}, "another data, seed than"),
-        ({"seed": 0}, "another data than"),
-        ({"seed": 0, "data": "abc", "flip": True}, "another flip than"),
-    ],
-)
-def test_weights_of_other_work(tmp_path, expected, named):
-    path = tmp_path / "network.safetensors"
-    save_weights(path, {"w": torch.zeros(2)}, {"seed": 0, "data": "abc"})
-    with pytest.raises(InputError, match=named) as caught:
-        load_weights(path, expected)
-    assert str(path) in str(caught.value)
-    assert "dvc checkout" in str(caught.value)
-
-
-@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:-3], lambda b: b"x" * len(b)])
-def test_damaged_weights(tmp_path, damage):
-    path = tmp_path / "network.safetensors"
-    save_weights(path, {"w": torch.zeros(2)}, {})
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InputError, match=r"network\.safetensors: damaged"):
-        load_weights(path, {})
-
-
-@pytest.mark.parametrize("read", [digest, read_genotype, lambda path: load_weights(path, {})])
-def test_missing_files(tmp_path, read):
-    with pytest.raises(InputError, match="nothing: not found; `dvc repro`"):
-        read(tmp_path / "nothing")
-
-
-def test_digest(tmp_path):
-    (tmp_path / "file").write_bytes(b"abc")
-    assert digest(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
-
-
-def test_genotype_file(tmp_path, genotype):
-    (tmp_path / "genotype.json").write_text(genotype.to_json(), encoding="utf-8")
-    assert read_genotype(tmp_path / "genotype.json") == genotype
-    (tmp_path / "genotype.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(InputError, match="genotype"):
-        read_genotype(tmp_path / "genotype.json")
-
-
-def test_tables_and_documents(tmp_path):
-    write_json(tmp_path / "new" / "a.json", {"b": 0.1, "name": "é"})
-    assert json.loads((tmp_path / "new" / "a.json").read_text("utf-8")) == {"b": 0.1, "name": "é"}
-    write_csv(tmp_path / "a.csv", [{"epoch": 1, "loss": 0.1}, {"epoch": 2, "knn, k": 0.5}])
-    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert rows == [
-        {"epoch": "1", "loss": "0.1", "knn, k": ""},
-        {"epoch": "2", "loss": "", "knn, k": "0.5"},
-    ]
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
-    real = Path.write_text
-
-    def half(self, text, **options):
-        real(self, text[: len(text) // 2], **options)
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", half)
-    for write in (lambda: write_json(path, {"b": 2}), lambda: write_csv(path, [{"b": 2}])):
-        with pytest.raises(OSError, match="No space left"):
-            write()
-        assert json.loads(path.read_text("utf-8")) == {"a": 1}
-
-
-def test_places():
-    places = Places({"datasets": "main", "searches": "s", "rows": "r"})
-    assert places.splits == Path("data/main/splits.npz")
-    assert places.supernet == Path("artifacts/s/search/supernet.safetensors")
-    assert places.network == Path("artifacts/r/finetune/network.safetensors")
-    assert places.metrics("rows", "evaluate.json") == Path("metrics/r/evaluate.json")
-    assert places.checkpoint("searches", "search-0") == Path(".checkpoints/s/search-0")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ssnas import search as module
+from ssnas import search as search_module
 from ssnas.config.schema import Search, Views
 from ssnas.data.views import Normalise
 from ssnas.errors import InputError
@@ -17,7 +17,7 @@ from ssnas.training import trainer
 from ssnas.training.checkpoint import Checkpoint
 from ssnas.training.images import TrainingImages
 from ssnas.training.monitor import encode, knn_monitor
-from ssnas.training.objectives import SelfSupervised
+from ssnas.training.objectives import SELF_SUPERVISED_LOSSES, SelfSupervised
 
 CONFIG = Search(
     channels=2,
@@ -100,18 +100,33 @@ def test_self_supervised_search_is_blind_to_labels(images, labels, objective):
     assert history(with_labels) != history(other)
 
 
+def test_one_entry_is_one_more_objective(images, monkeypatch):
+    """The search descends on the entry's loss, of embeddings of the projector's width."""
+    shapes = set()
+
+    def alignment(z_a, z_b, config):
+        shapes.add((z_a.shape, z_b.shape, config.temperature))
+        return (z_a - z_b).square().mean() + z_a.square().mean()
+
+    monkeypatch.setitem(SELF_SUPERVISED_LOSSES, "alignment", alignment)
+    config = replace(CONFIG, objective="alignment", batch_size=8, temperature=0.25, epochs=8)
+    losses = [row["loss_weights"] for row in run(images, config).history]
+    assert losses[-1] < losses[0]
+    assert shapes == {((8, 4), (8, 4), 0.25)}
+
+
 def test_supervised_search_sees_the_labels(images, labels):
     config = replace(CONFIG, objective="supervised", epochs=1, batch_size=8)
-    one, again, other = (run(images, config, given) for given in (labels, labels, 2 - labels))
+    one, again, other = (run(images, config, y) for y in (labels, labels, 2 - labels))
     assert same(one, again)
     assert not same(one, other)
 
 
 def test_supervised_search_needs_single_labels(images, labels):
     config = replace(CONFIG, objective="supervised")
-    for given in (None, torch.ones(17, 3)):
+    for unfit in (None, torch.ones(17, 3)):
         with pytest.raises(InputError, match=r"search\.objective: 'supervised'.*barlow-twins"):
-            run(images, config, given)
+            run(images, config, unfit)
 
 
 def test_another_seed_gives_another_search(images):
@@ -291,8 +306,8 @@ def test_second_order_gradient_is_that_of_the_unrolled_step(momentum):
     buffer = step.omega_optimiser.sgd.state[toy.omega].get("momentum_buffer")
     buffer = torch.tensor(0.0) if buffer is None else buffer.clone()
     omega, alpha = (p.detach().clone().requires_grad_() for p in (toy.omega, toy.alpha))
-    (own,) = torch.autograd.grad(train_loss(omega, alpha), omega, create_graph=True)
-    unrolled = omega - 0.1 * (momentum * buffer + own + 0.01 * omega)
+    (gradient,) = torch.autograd.grad(train_loss(omega, alpha), omega, create_graph=True)
+    unrolled = omega - 0.1 * (momentum * buffer + gradient + 0.01 * omega)
     (expected,) = torch.autograd.grad(val_loss(unrolled, alpha), alpha)
 
     before = toy.omega.detach().clone()
@@ -402,7 +417,7 @@ def test_a_search_of_no_epochs_leaves_a_random_genotype(images):
     ("count", "share", "sizes"), [(8, 0.5, (4, 4)), (17, 0.5, (8, 8)), (40, 0.8, (8, 32))]
 )
 def test_the_parts_of_alpha_and_omega_are_disjoint(count, share, sizes):
-    parts = module._alpha_and_omega_images(count, replace(CONFIG, omega_share=share), seed=0)
+    parts = search_module._alpha_and_omega_images(count, replace(CONFIG, omega_share=share), seed=0)
     drawn = torch.cat(parts).tolist()
     assert tuple(map(len, parts)) == sizes
     assert len(set(drawn)) == len(drawn)

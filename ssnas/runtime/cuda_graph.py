@@ -38,9 +38,10 @@ class GraphedStep:
             by name.
         enabled: record at all; if not, every call is a plain one.
 
-    >>> double = GraphedStep(lambda x: {"double": 2 * x})
-    >>> double(torch.tensor([1.0, 3.0]))
-    {'double': tensor([2., 6.])}
+    Example:
+        >>> double = GraphedStep(lambda x: {"double": 2 * x})
+        >>> double(torch.tensor([1.0, 3.0]))
+        {'double': tensor([2., 6.])}
     """
 
     def __init__(self, step: Callable[..., dict[str, Tensor]], enabled: bool = True) -> None:

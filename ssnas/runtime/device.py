@@ -28,8 +28,9 @@ def choose_device(name: str = "auto") -> torch.device:
     Raises:
         InputError: for a device that this machine does not have.
 
-    >>> choose_device("cpu")
-    device(type='cpu')
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -65,13 +66,14 @@ def generator(device: torch.device, *stream: int) -> torch.Generator:
 
     The same name gives the same numbers; two names give independent ones.
 
-    >>> cpu = torch.device("cpu")
-    >>> first, again, other = (generator(cpu, 0, purpose) for purpose in (1, 1, 2))
-    >>> numbers = torch.rand(3, generator=first)
-    >>> torch.equal(numbers, torch.rand(3, generator=again))
-    True
-    >>> torch.equal(numbers, torch.rand(3, generator=other))
-    False
+    Example:
+        >>> cpu = torch.device("cpu")
+        >>> first, again, other = (generator(cpu, 0, purpose) for purpose in (1, 1, 2))
+        >>> numbers = torch.rand(3, generator=first)
+        >>> torch.equal(numbers, torch.rand(3, generator=again))
+        True
+        >>> torch.equal(numbers, torch.rand(3, generator=other))
+        False
     """
     mixed = 0
     for part in stream:
@@ -88,8 +90,9 @@ def constant(values: tuple[Any, ...], like: Tensor) -> Tensor:
     Args:
         values: numbers, or equally long tuples of them for more dimensions.
 
-    >>> constant((0.5, 2.0), like=torch.zeros(3))
-    tensor([0.5000, 2.0000])
+    Example:
+        >>> constant((0.5, 2.0), like=torch.zeros(3))
+        tensor([0.5000, 2.0000])
     """
     return _constant(values, like.dtype, like.device)
 

@@ -69,8 +69,9 @@ def shard(batch: Tensor) -> Tensor:
     Raises:
         InputError: if W does not divide N.
 
-    >>> shard(torch.arange(4))
-    tensor([0, 1, 2, 3])
+    Example:
+        >>> shard(torch.arange(4))
+        tensor([0, 1, 2, 3])
     """
     if not active():
         return batch

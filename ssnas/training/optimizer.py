@@ -24,8 +24,9 @@ def cosine_annealing(epoch: int, epochs: int, high: float, low: float = 0.0) -> 
         epoch: t, from 0.
         epochs: T.
 
-    >>> [round(cosine_annealing(epoch, 4, high=0.1), 4) for epoch in range(5)]
-    [0.1, 0.0854, 0.05, 0.0146, 0.0]
+    Example:
+        >>> [round(cosine_annealing(epoch, 4, high=0.1), 4) for epoch in range(5)]
+        [0.1, 0.0854, 0.05, 0.0146, 0.0]
     """
     progress = epoch / max(1, epochs)
     return low + (high - low) * (1 + math.cos(math.pi * progress)) / 2
@@ -43,14 +44,15 @@ class CosineSgd:
         sgd: PyTorch's optimiser.
         epoch: the current one, from 0.
 
-    >>> weight = nn.Parameter(torch.ones(2))
-    >>> optimiser = CosineSgd([weight], Sgd(epochs=2, learning_rate=0.5, weight_decay=0.0))
-    >>> optimiser.step(weight.sum())
-    >>> weight.tolist()
-    [0.5, 0.5]
-    >>> optimiser.finish_epoch()
-    >>> optimiser.learning_rate
-    0.25
+    Example:
+        >>> weight = nn.Parameter(torch.ones(2))
+        >>> optimiser = CosineSgd([weight], Sgd(epochs=2, learning_rate=0.5, weight_decay=0.0))
+        >>> optimiser.step(weight.sum())
+        >>> weight.tolist()
+        [0.5, 0.5]
+        >>> optimiser.finish_epoch()
+        >>> optimiser.learning_rate
+        0.25
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], config: Sgd) -> None:
@@ -141,11 +143,12 @@ def set_rate(optimiser: Optimizer, group: int, rate: float) -> None:
 def without_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Spare backward passes inside the context the gradients of these parameters.
 
-    >>> weight, alpha = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    >>> with without_gradients([weight]):
-    ...     (weight * alpha).sum().backward()
-    >>> weight.grad, alpha.grad
-    (None, tensor([1.]))
+    Example:
+        >>> weight, alpha = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+        >>> with without_gradients([weight]):
+        ...     (weight * alpha).sum().backward()
+        >>> weight.grad, alpha.grad
+        (None, tensor([1.]))
     """
     spared = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in spared:

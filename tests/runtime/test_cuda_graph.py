@@ -77,15 +77,15 @@ class Tape(NeverWaiting):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        given = tensors((args, kwargs))
-        for tensor in given:
+        inputs = tensors((args, kwargs))
+        for tensor in inputs:
             if storage(tensor) not in self.before.keys() | self.made:
                 self.before[storage(tensor)] = (tensor, tensor.untyped_storage().clone())
         outputs = super().__torch_dispatch__(function, types, args, kwargs)
-        read = {storage(tensor) for tensor in given}
+        read = {storage(tensor) for tensor in inputs}
         fresh = [storage(tensor) not in read for tensor in tensors(outputs)]
         self.made |= {storage(t) for t, new in zip(tensors(outputs), fresh, strict=True) if new}
-        self.kept += [given, outputs]
+        self.kept += [inputs, outputs]
         if function._schema.is_mutable or any(fresh):
             self.kernels.append((function, args, kwargs, tensors(outputs), fresh))
         return outputs
@@ -99,8 +99,8 @@ class Tape(NeverWaiting):
     def replay(self):
         for function, args, kwargs, outputs, fresh in self.kernels:
             again = tensors(function(*args, **kwargs))
-            for old, new, own in zip(outputs, again, fresh, strict=True):
-                if own:
+            for old, new, is_new in zip(outputs, again, fresh, strict=True):
+                if is_new:
                     old.copy_(new)
 
 
@@ -230,9 +230,9 @@ def assert_replay_is_the_step(make):
         assert figures[0] == figures[1], number
         assert all(value.isfinite() for value in figures[0].values())
     for name, part in expected.items():
-        wanted, found = (tensors(p.state_dict()) for p in (part, state[name]))
-        assert len(wanted) == len(found)
-        assert all(a.equal(b) for a, b in zip(wanted, found, strict=True)), name
+        expected_tensors, actual = (tensors(p.state_dict()) for p in (part, state[name]))
+        assert len(expected_tensors) == len(actual)
+        assert all(a.equal(b) for a, b in zip(expected_tensors, actual, strict=True)), name
 
 
 @pytest.mark.parametrize("objective", ["barlow-twins", "nt-xent", "supervised"])
@@ -367,9 +367,9 @@ def test_a_captured_training_goes_on_exactly(splits, genotype, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt), Checkpoint(tmp_path, {}) as checkpoint:
         fit(checkpoint)
     with Checkpoint(tmp_path, {}) as checkpoint:
-        resumed, found = fit(checkpoint)
+        resumed, resumed_rows = fit(checkpoint)
     assert equal(resumed, plain)
-    assert history(found) == history(rows)
+    assert history(resumed_rows) == history(rows)
 
 
 @pytest.mark.parametrize("objective", ["barlow-twins", "supervised"])
@@ -423,7 +423,7 @@ class OnOneDevice(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["barlow-twins", "nt-xent", *losses.LOSSES])
 def test_a_step_touches_one_device_alone(name, monkeypatch):
     """On the device `meta`, which is none: a constant left on the host would be found."""
-    monkeypatch.setattr(torch, "autocast", lambda *given, **options: nullcontext())
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
     views = name in ("barlow-twins", "nt-xent")
     config = replace(SEARCH, objective=name if views else "supervised")
     supernet = Supernet(2, 3, 3, "sigmoid", 1, None if views else 3).to("meta")
@@ -464,52 +464,6 @@ def test_loaded_rates_stay_where_captured_steps_read_them():
     assert rate.item() == pytest.approx(0.1 + 0.1 * 0.5**0.5)
 
 
-# Blocks of draws
-
-
-class Numbers:
-    """Draws the indices, with noise."""
-
-    def __init__(self):
-        self.sizes = []
-
-    def draw(self, images, batch, random):
-        self.sizes.append(len(batch))
-        return batch, batch[:, 0] + torch.rand(len(batch), generator=random)
-
-
-@pytest.mark.parametrize(("pixels", "sizes"), [(1, [12] * 5), (2 * 12 * 64, [24, 24, 12])])
-def test_every_step_gets_what_was_drawn_for_its_images(images, monkeypatch, pixels, sizes):
-    monkeypatch.setattr(batches_module, "BLOCK_PIXELS", pixels)
-    batches = torch.arange(120).view(5, 3, 2, 4)[..., :2] % 16
-    numbers = Numbers()
-    stream = BatchStream(numbers, images, SEARCH, (0, 0), (0, 1))
-    images_of_a_step = batches[0].numel()
-    assert images_of_a_step == 12
-    for step, batch in enumerate(batches):
-        for part, (indices, noisy) in enumerate(stream.inputs(batches, 0, step)):
-            assert indices.equal(batch[:, part])
-            assert noisy.floor().equal(batch[:, part, 0].float())
-    assert numbers.sizes == [size // 2 for size in sizes]
-
-
-def test_draws_go_on_in_the_middle_of_a_block(images, monkeypatch):
-    monkeypatch.setattr(batches_module, "BLOCK_PIXELS", 3 * 8 * 64)
-    batches = torch.arange(80).view(10, 4, 2, 1) % 16
-
-    def drawn(steps, seed=0, stream=1, epoch=2):
-        inputs = BatchStream(Numbers(), images, SEARCH, (0, 0), (seed, stream)).inputs
-        return [torch.cat([subset[1] for subset in inputs(batches, epoch, n)]) for n in steps]
-
-    whole = drawn(range(10))
-    for start in range(10):
-        rest = drawn(range(start, 10))
-        assert all(a.equal(b) for a, b in zip(rest, whole[start:], strict=True))
-    noise = [x % 1 for x in (*whole, *drawn(range(10), epoch=3), *drawn(range(10), seed=1))]
-    noise += [x % 1 for x in drawn(range(10), stream=2)]
-    assert len({tuple(x.tolist()) for x in noise}) == 40
-
-
 # Precision
 
 
@@ -522,15 +476,15 @@ def test_in_bfloat16_losses_and_statistics_are_float32(monkeypatch, objective):
     for name in ("barlow_twins", "nt_xent", "cross_correlation"):
         original = getattr(losses, name)
 
-        def watch(*given, name=name, original=original, **options):
-            result = original(*given, **options)
-            seen[name] = {x.dtype for x in (*given, result)}
+        def watch(*embeddings, name=name, original=original, **options):
+            result = original(*embeddings, **options)
+            seen[name] = {x.dtype for x in (*embeddings, result)}
             return result
 
         monkeypatch.setattr(losses, name, watch)
     step, state = bilevel_step(GraphedStep, objective)
     modules = [m for m in state["supernet"].modules() if isinstance(m, nn.Conv2d)]
-    modules[0].register_forward_hook(lambda m, given, out: seen.update(layer={out.dtype}))
+    modules[0].register_forward_hook(lambda module, args, out: seen.update(layer={out.dtype}))
     figures = step(1)
     assert seen.pop("layer") == {torch.bfloat16}
     assert seen or objective == "supervised"

@@ -26,9 +26,9 @@ def test_each_process_takes_the_device_of_its_number(monkeypatch, name, rank, ex
     assert choose_device(name) == torch.device(expected)
 
 
-@pytest.mark.parametrize(("found", "expected"), [(None, "cpu"), ("meta", "meta:1")])
-def test_the_accelerator_if_there_is_one(monkeypatch, found, expected):
-    device = found and torch.device(found)
+@pytest.mark.parametrize(("accelerator", "expected"), [(None, "cpu"), ("meta", "meta:1")])
+def test_the_accelerator_if_there_is_one(monkeypatch, accelerator, expected):
+    device = accelerator and torch.device(accelerator)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: device)
     assert choose_device() == torch.device(expected)
