@@ -28,7 +28,7 @@ from ssnas.data.views import Normalise
 from ssnas.report.style import ACCENT, DARK, save, styled
 from ssnas.runtime.device import choose_device
 from ssnas.search import search
-from ssnas.training.objectives import images_of
+from ssnas.training.images import TrainingImages
 
 LOSSES = {"loss_alpha": "loss of the α steps", "loss_weights": "loss of the ω steps"}
 NAMES = {"off": ("float32", DARK), "bf16": ("bfloat16", ACCENT)}
@@ -41,7 +41,7 @@ def curves(run: Run, seed: int, amp: str, device: torch.device) -> dict[str, Cur
     """The curves of one search, without labels."""
     splits = read_splits(run)
     normalise = Normalise.of(splits.train.images)
-    images = replace(images_of(splits.train, normalise, splits.flip, device), labels=None)
+    images = replace(TrainingImages.of(splits.train, normalise, splits.flip, device), labels=None)
     with computing(System(amp=amp), device):
         history = search(images, run.search, run.views, seed).history
     return {loss: [row[loss] for row in history] for loss in LOSSES}

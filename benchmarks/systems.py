@@ -20,12 +20,12 @@ from ssnas.networks.bilateral import build_supernet
 from ssnas.networks.derived import DerivedNetwork
 from ssnas.networks.genotype import derive
 from ssnas.networks.supernet import PlainSupernet, Supernet
-from ssnas.runtime.cuda_graph import Captured
+from ssnas.runtime.cuda_graph import GraphedStep
 from ssnas.runtime.device import seed_everything
 from ssnas.search import Bilevel
 from ssnas.training import objectives
 from ssnas.training.objectives import SelfSupervised, Supervised
-from ssnas.training.optimizer import Descent
+from ssnas.training.optimizer import CosineSgd
 
 SEED = 0
 COUNTS = class_counts(5000, 10, "exponential", 10)
@@ -115,7 +115,7 @@ class SearchStep:
         objective = SelfSupervised(config, Views(), supernet.out_features)
         self.bilevel = Bilevel(supernet.to(self.device), objective.to(self.device), config)
         self.of_alpha, self.of_omega = ((_images(setting), _images(setting)) for _batch in range(2))
-        self._step = Captured(self.bilevel.step, enabled=system.graphs)
+        self._step = GraphedStep(self.bilevel.step, enabled=system.graphs)
 
     def __call__(self) -> tuple[Tensor, Tensor]:
         with computing(self.system, self.device):
@@ -146,14 +146,14 @@ class FinetuneStep:
         self.network = network.to(self.device)
         criterion = make_loss(config.loss, COUNTS, num_images=sum(COUNTS))
         self.objective = Supervised(criterion, config.crop_padding)
-        self.descent = Descent(self.network.parameters(), config)
+        self.optimiser = CosineSgd(self.network.parameters(), config)
         labels = torch.randint(len(COUNTS), (setting.batch,)).to(self.device)
         self.drawn = (_images(setting), labels)
-        self._step = Captured(self._descend, enabled=system.graphs)
+        self._step = GraphedStep(self._descend, enabled=system.graphs)
 
     def _descend(self, epoch: int | Tensor, *drawn: Tensor) -> dict[str, Tensor]:
         loss = self.objective(self.network, drawn, epoch)
-        self.descent.step(loss)
+        self.optimiser.step(loss)
         return {"loss": loss.detach()}
 
     def __call__(self) -> tuple[Tensor]:

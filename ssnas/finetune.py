@@ -1,4 +1,9 @@
-"""Training of a network, self-supervised and supervised, and its predictions."""
+"""Training of a network, self-supervised or by labels, and its predictions.
+
+`fit` minimises the loss of the long-tailed labels over the weights, `pretrain` the search's
+self-supervised loss; both descend as the search does on ω. `predict` gives probabilities, and
+`evaluate` their figures.
+"""
 
 from __future__ import annotations
 
@@ -15,31 +20,45 @@ import torch
 from torch import Tensor, nn
 
 from ssnas import metrics
-from ssnas.config.schema import Finetune, Search, Sgd, Views
+from ssnas.config.schema import Finetune, Search, Views
 from ssnas.data import Dataset
-from ssnas.data.sampling import draw_batches
 from ssnas.data.views import Normalise
 from ssnas.errors import InputError
 from ssnas.losses import make_loss
 from ssnas.networks.bilateral import BRANCHES, BilateralSupernet
 from ssnas.networks.derived import DerivedNetwork
 from ssnas.networks.supernet import Supernet
-from ssnas.runtime.cuda_graph import Captured
-from ssnas.runtime.device import autocast, generator
+from ssnas.runtime.cuda_graph import GraphedStep
+from ssnas.runtime.device import autocast
 from ssnas.runtime.distributed import active, agreed
+from ssnas.training.batches import BatchStream
 from ssnas.training.checkpoint import Checkpoint
-from ssnas.training.objectives import Draws, Images, SelfSupervised, images_of, supervised
-from ssnas.training.optimizer import Descent
-from ssnas.training.trainer import GeneratorState, Loop
+from ssnas.training.images import TrainingData, TrainingImages
+from ssnas.training.objectives import (
+    SELF_SUPERVISED_LOSSES,
+    Objective,
+    SelfSupervised,
+    supervised,
+)
+from ssnas.training.optimizer import CosineSgd
+from ssnas.training.trainer import Trainer
 
 ORDER, CROPS, PRETRAIN_ORDER, PRETRAIN_VIEWS = range(10, 14)
+"""The random streams of the trainings, see `ssnas.runtime.device.generator`."""
+
 EVALUATION_BATCH = 256
 RATIOS = tuple(step / 10 for step in range(11))
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """One row of figures an epoch, the epoch whose weights the network has, and the seconds."""
+class FinetuneResult:
+    """The end of a training by labels.
+
+    Attributes:
+        history: one row of figures an epoch.
+        epoch: the epoch, from 1, whose weights the network has.
+        seconds: that the training took.
+    """
 
     history: list[dict[str, Any]]
     epoch: int
@@ -47,12 +66,14 @@ class Fitted:
 
 
 class BestWeights:
-    """The weights of the best epoch so far by a validation figure, and its age."""
+    """The weights of the epoch that is best by a validation figure so far."""
 
     def __init__(self) -> None:
-        self.epoch, self.figure, self.weights = 0, float("-inf"), {}
+        self.epoch, self.figure = 0, float("-inf")
+        self.weights: dict[str, Tensor] = {}
 
     def consider(self, epoch: int, figure: float, network: nn.Module) -> None:
+        """Keep a copy of the network's weights if the figure is better than all before."""
         if figure > self.figure:
             self.epoch, self.figure = epoch, figure
             self.weights = copy.deepcopy(network.state_dict())
@@ -66,27 +87,152 @@ class BestWeights:
 
 def fit(
     network: nn.Module,
-    train: Dataset,
-    val: Dataset,
-    normalise: Normalise,
-    flip: bool,
+    data: TrainingData,
     config: Finetune,
     seed: int,
     device: torch.device,
     name: str = "finetune",
     checkpoint: Checkpoint | None = None,
-) -> Fitted:
-    """Train the weights of `network`, in place, with SGD, cosine annealing and `config.loss`.
+) -> FinetuneResult:
+    """Train the weights of a network, in place, by labels and with `config.loss`.
 
-    A supernet's α stay as they are. The network ends with the weights of the last epoch. With
-    `early_stop` = k > 0 it ends after k epochs without a better balanced accuracy on the
-    validation images (macro AUC for multi-label data), with the weights of the best one.
+    The descent is SGD with cosine annealing. A supernet's α stay as they are. The network ends with
+    the weights of the last epoch. With `early_stop` = k > 0 the training ends after k epochs
+    without a better balanced accuracy on the validation images (macro AUC for multi-label data),
+    and the network has the weights of the best epoch.
+
+    Args:
+        network: gives logits (N, C) for images (N, C_in, H, W).
+        data: images to train on, and to validate on after each epoch.
+        config: the loss, the sampling scheme and the optimiser.
+        seed: of the batches and their augmentation.
+        device: to train on; the network stays there.
+        name: of the training, in messages.
+        checkpoint: to resume from and to save to.
 
     Raises:
         InputError: for a loss, sampling scheme or `freeze_backbone` that labels or network do not
             allow, or a loss that is not finite.
+
+    Example:
+        Any module that gives logits can be trained, here on four black and four white images:
+
+        >>> pixels = np.repeat(np.array([0, 255], np.uint8), 4 * 16).reshape(8, 4, 4, 1)
+        >>> images = Dataset(pixels, np.repeat([0, 1], 4), ("black", "white"))
+        >>> data = TrainingData(images, images, Normalise.of(pixels), flip=False)
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+        >>> settings, cpu = Finetune(epochs=5, batch_size=4), torch.device("cpu")
+        >>> result = fit(network, data, settings, seed=0, device=cpu)
+        >>> len(result.history), result.epoch
+        (5, 5)
+        >>> predict(network, images, data.normalise, cpu).argmax(axis=1).tolist()
+        [0, 0, 0, 0, 1, 1, 1, 1]
     """
     network.to(device)
+    objective = _supervised_objective(network, data.train, config)
+    images = TrainingImages.of(data.train, data.normalise, data.flip, device)
+    optimiser = CosineSgd(_trained(network, config), config)
+    stream = BatchStream(objective, images, config, (seed, ORDER), (seed, CROPS))
+    best = BestWeights()
+
+    def finish_epoch(epoch: int) -> dict[str, Any]:
+        row: dict[str, Any] = {"learning_rate": optimiser.learning_rate}
+        optimiser.finish_epoch()
+        measured = evaluate(network, data.val, data.normalise, device)
+        watched = _watched(data.val)
+        row |= {f"val_{key}": measured[key] for key in watched if key in measured}
+        if config.early_stop:
+            always, preferred = (f"val_{key}" for key in watched)
+            best.consider(epoch, row.get(preferred, row[always]), network)
+            row["stop"] = agreed(epoch - best.epoch >= config.early_stop)
+        return row
+
+    trainer = Trainer(
+        name,
+        config.epochs,
+        {"network": network, "best": best, "descent": optimiser, "order": stream},
+        stream.draw_epoch,
+        _descent(network, lambda: _set_training(network, config), objective, optimiser, stream),
+        finish_epoch,
+        checkpoint,
+    )
+    history = trainer.run()
+    if config.early_stop and history:
+        network.load_state_dict(best.weights)
+    last = best.epoch if config.early_stop else len(history)
+    return FinetuneResult(history, last, trainer.seconds)
+
+
+def pretrain(
+    network: DerivedNetwork,
+    data: TrainingData,
+    config: Finetune,
+    search: Search,
+    views: Views,
+    seed: int,
+    device: torch.device,
+    checkpoint: Checkpoint | None = None,
+) -> float:
+    """Train the features of a network, in place, with the search's self-supervised objective.
+
+    SSNAS (Kaplan and Giryes 2020) does so for `pretrain_epochs` before it fine-tunes. No label is
+    read, and the classifier stays as it is.
+
+    Args:
+        network: a derived network.
+        data: the images to train on; the validation images are not used.
+        config: the optimiser, the batch size and `pretrain_epochs`.
+        search: the settings of the objective.
+        views: strengths and probabilities of the random views.
+        seed: of the batches and views.
+        device: to train on; the network stays there.
+        checkpoint: to resume from and to save to.
+
+    Returns:
+        The seconds it took.
+
+    Raises:
+        InputError: if the search's objective is supervised, or a loss is not finite.
+    """
+    if search.objective not in SELF_SUPERVISED_LOSSES:
+        raise InputError(
+            f"finetune.pretrain_epochs: found a {search.objective} search; accepted is 0, or "
+            f"search.objective {' or '.join(SELF_SUPERVISED_LOSSES)}"
+        )
+    settings = dataclasses.replace(config, epochs=config.pretrain_epochs, sampling="instance")
+    objective = SelfSupervised(search, views, network.out_features).to(device)
+    network.to(device)
+    encoder = [p for name, p in network.named_parameters() if not name.startswith("classifier.")]
+    images = TrainingImages.of(data.train, data.normalise, data.flip, device)
+    optimiser = CosineSgd([*encoder, *objective.parameters()], settings)
+    stream = BatchStream(
+        objective, images, settings, (seed, PRETRAIN_ORDER), (seed, PRETRAIN_VIEWS)
+    )
+
+    def finish_epoch(epoch: int) -> dict[str, Any]:
+        optimiser.finish_epoch()
+        return {}
+
+    trainer = Trainer(
+        "pretrain",
+        settings.epochs,
+        {"network": network, "objective": objective, "descent": optimiser, "order": stream},
+        stream.draw_epoch,
+        _descent(network.features, network.train, objective, optimiser, stream),
+        finish_epoch,
+        checkpoint,
+    )
+    trainer.run()
+    return trainer.seconds
+
+
+def _supervised_objective(network: nn.Module, train: Dataset, config: Finetune) -> Objective:
+    """Make the loss `config.loss` of these labels' counts, by the network's sampling scheme.
+
+    Raises:
+        InputError: for a loss that the labels, or a sampling scheme that the network does not
+            allow.
+    """
     criterion = make_loss(
         config.loss,
         train.counts,
@@ -101,143 +247,41 @@ def fit(
             f"finetune.sampling: found {config.sampling!r} for a {type(network).__name__}; a "
             "bilateral supernet, and no other network, is trained with bilateral"
         )
-    images = images_of(train, normalise, flip, device)
-    descent = Descent(_trained(network, config), config)
-    best = BestWeights()
-
-    def finish_epoch(epoch: int) -> dict[str, Any]:
-        row: dict[str, Any] = {"learning_rate": descent.learning_rate}
-        descent.finish_epoch()
-        figures = evaluate(network, val, normalise, device)
-        row |= {f"val_{key}": figures[key] for key in _watched(val) if key in figures}
-        if config.early_stop:
-            always, preferred = (f"val_{key}" for key in _watched(val))
-            best.consider(epoch, row.get(preferred, row[always]), network)
-            row["stop"] = agreed(epoch - best.epoch >= config.early_stop)
-        return row
-
-    loop = _loop(
-        name,
-        supervised(criterion, config),
-        network,
-        {"network": network, "best": best},
-        lambda: _set_training(network, config),
-        images,
-        descent,
-        config,
-        (seed, ORDER, CROPS),
-        finish_epoch,
-        checkpoint,
-    )
-    history = loop.run()
-    if config.early_stop and history:
-        network.load_state_dict(best.weights)
-    return Fitted(history, best.epoch if config.early_stop else len(history), loop.seconds)
+    return supervised(criterion, config)
 
 
-def pretrain(
-    network: DerivedNetwork,
-    data: Dataset,
-    normalise: Normalise,
-    flip: bool,
-    config: Finetune,
-    search: Search,
-    views: Views,
-    seed: int,
-    device: torch.device,
-    checkpoint: Checkpoint | None = None,
-) -> float:
-    """Train the features of `network`, in place, with the search's self-supervised objective.
-
-    SSNAS (Kaplan and Giryes 2020) does so for `pretrain_epochs` before it fine-tunes. No label is
-    read.
-
-    Returns:
-        The seconds it took.
-
-    Raises:
-        InputError: if the search's objective is supervised.
-    """
-    if search.objective == "supervised":
-        raise InputError(
-            "finetune.pretrain_epochs: found a supervised search; accepted is 0, or "
-            "search.objective barlow-twins or nt-xent"
-        )
-    sgd = dataclasses.replace(config, epochs=config.pretrain_epochs, sampling="instance")
-    objective = SelfSupervised(search, views, network.out_features).to(device)
-    network.to(device)
-    encoder = [p for name, p in network.named_parameters() if not name.startswith("classifier.")]
-    descent = Descent([*encoder, *objective.parameters()], sgd)
-
-    def finish_epoch(epoch: int) -> dict[str, Any]:
-        descent.finish_epoch()
-        return {}
-
-    loop = _loop(
-        "pretrain",
-        objective,
-        network.features,
-        {"network": network, "objective": objective},
-        network.train,
-        images_of(data, normalise, flip, device),
-        descent,
-        sgd,
-        (seed, PRETRAIN_ORDER, PRETRAIN_VIEWS),
-        finish_epoch,
-        checkpoint,
-    )
-    loop.run()
-    return loop.seconds
-
-
-def _loop(
-    name: str,
-    objective: nn.Module,
+def _descent(
     model: Callable[[Tensor], Tensor],
-    state: dict[str, Any],
-    set_training: Callable[[], Any],
-    images: Images,
-    descent: Descent,
-    config: Sgd,
-    streams: tuple[int, int, int],
-    finish_epoch: Callable[[int], dict[str, Any]],
-    checkpoint: Checkpoint | None,
-) -> Loop:
-    """The loop that descends on `objective` of `model` by the sampling scheme of `config`."""
-    seed, order_stream, view_stream = streams
-    count = len(images.pixels)
-    order = generator(torch.device("cpu"), seed, order_stream)
-    draws = Draws(objective, images, seed, view_stream)
-    labels = None if images.labels is None else images.labels.cpu()
-    batch_size = min(config.batch_size, count)
+    set_training: Callable[[], object],
+    objective: Objective,
+    optimiser: CosineSgd,
+    stream: BatchStream,
+) -> Callable[[Tensor, int, int], dict[str, Tensor]]:
+    """Make the step of a `Trainer` that descends on the objective of a model.
 
-    def descend(epoch: int | Tensor, *drawn: Tensor) -> dict[str, Tensor]:
+    Args:
+        model: gives the features or logits that the objective reads.
+        set_training: puts the network into training mode, which validation ends.
+    """
+
+    def descend(epoch: int | Tensor, *inputs: Tensor) -> dict[str, Tensor]:
         set_training()
-        loss = objective(model, drawn, epoch)
-        descent.step(loss)
+        loss = objective(model, inputs, epoch)
+        optimiser.step(loss)
         return {"loss": loss.detach()}
 
     # The mixing ratio decides which branches a step computes at all.
-    captured = Captured(descend, enabled=config.sampling != "bilateral" and not active())
+    graphed = GraphedStep(descend, enabled=stream.sampling != "bilateral" and not active())
 
-    def step(batch: Tensor) -> dict[str, Tensor]:
-        (drawn,) = draws.of(loop.batches, loop.epoch, loop.done)
-        return captured(loop.epoch, *drawn)
+    def step(batches: Tensor, epoch: int, number: int) -> dict[str, Tensor]:
+        (inputs,) = stream.inputs(batches, epoch, number)
+        return graphed(epoch, *inputs)
 
-    loop = Loop(
-        name,
-        config.epochs,
-        {**state, "descent": descent, "order": GeneratorState(order)},
-        lambda: draw_batches([torch.arange(count)], config.sampling, batch_size, order, labels),
-        step,
-        finish_epoch,
-        checkpoint,
-    )
-    return loop
+    return step
 
 
 def _trained(network: nn.Module, config: Finetune) -> list[nn.Parameter]:
-    """The parameters that fine-tuning changes: never a supernet's α.
+    """List the parameters that `fit` trains: all but a supernet's α and a frozen backbone.
 
     Raises:
         InputError: if there is no backbone to freeze.
@@ -256,15 +300,15 @@ def _trained(network: nn.Module, config: Finetune) -> list[nn.Parameter]:
 
 
 def _set_training(network: nn.Module, config: Finetune) -> None:
-    """Training mode; a frozen backbone keeps its batch-norm statistics too."""
+    """Set training mode; a frozen backbone keeps its batch-norm statistics too."""
     network.train()
-    if config.freeze_backbone:
+    if config.freeze_backbone and isinstance(network, BilateralSupernet):
         network.stem.eval()
         network.cells.eval()
 
 
 def _watched(data: Dataset) -> tuple[str, str]:
-    """The validation figures of the history; the second one selects under early stopping."""
+    """Name the validation figures of the history; the second one decides on early stopping."""
     if data.multi_label:
         return "binary_accuracy", "macro_auc"
     return "accuracy", "balanced_accuracy"
@@ -273,9 +317,15 @@ def _watched(data: Dataset) -> tuple[str, str]:
 def predict(
     network: nn.Module, data: Dataset, normalise: Normalise, device: torch.device
 ) -> np.ndarray:
-    """Probabilities (N, C): softmax for single labels, sigmoid for multi-label data.
+    """Predict the probabilities (N, C) of each image's classes, or labels.
 
+    They are the softmax of the logits for single labels and their sigmoid for multi-label data.
     Images are shown as they are, and logits are not adjusted.
+
+    Args:
+        network: gives logits (N, C); it moves to the device and to evaluation mode.
+        data: its labels are not read; that there are several for an image decides on the sigmoid.
+        normalise: as in training.
     """
     network.to(device).eval()
     logits = _logits(network, data, normalise, device)
@@ -289,25 +339,32 @@ def _logits(
     normalise: Normalise,
     device: torch.device,
 ) -> Tensor:
-    """What `forward` gives for the images, (N, C), on the CPU."""
-    parts = []
+    """Compute the logits (N, C) of all images, batch by batch, and return them on the CPU."""
+    batches = []
     for images in torch.from_numpy(data.images).split(EVALUATION_BATCH):
         with autocast(device):
-            parts.append(forward(normalise(images.to(device))).float().cpu())
-    return torch.cat(parts)
+            batches.append(forward(normalise(images.to(device))).float().cpu())
+    return torch.cat(batches)
 
 
 def evaluate(
     network: nn.Module, data: Dataset, normalise: Normalise, device: torch.device
 ) -> dict[str, float]:
-    """The figures of `ssnas.metrics` on these images."""
+    """Measure a network on labelled images, see `figures`."""
     return figures(predict(network, data, normalise, device), data)
 
 
 def figures(
     probabilities: np.ndarray, data: Dataset, train_counts: list[int] | None = None
 ) -> dict[str, float]:
-    """The figures that fit the kind of labels."""
+    """Measure probabilities by the figures of `ssnas.metrics` for the kind of labels.
+
+    Args:
+        probabilities: (N, C), see `predict`.
+        data: the images' labels.
+        train_counts: training images of each class; with them there are also figures for classes
+            with many, some and few images.
+    """
     if data.multi_label:
         return metrics.multi_label(probabilities, data.labels)
     return metrics.single_label(probabilities, data.labels, train_counts)
@@ -316,7 +373,11 @@ def figures(
 def mixing_sweep(
     network: BilateralSupernet, data: Dataset, normalise: Normalise, device: torch.device
 ) -> list[dict[str, float]]:
-    """Accuracy and balanced accuracy at mixing ratios from 0 to 1 in steps of a tenth (H24)."""
+    """Measure accuracy and balanced accuracy at mixing ratios 0, 0.1, … 1 (H24).
+
+    Returns:
+        For each ratio a row of `ratio`, `accuracy` and `balanced_accuracy`.
+    """
     network.to(device).eval()
     instance, balanced = (
         _logits(partial(network.branch, name=name), data, normalise, device) for name in BRANCHES
@@ -324,9 +385,9 @@ def mixing_sweep(
     sweep = []
     for ratio in RATIOS:
         mixed = (ratio * instance + (1 - ratio) * balanced).softmax(dim=1).numpy()
-        found = metrics.single_label(mixed, data.labels)
-        kept = {key: found[key] for key in ("accuracy", "balanced_accuracy")}
-        sweep.append({"ratio": ratio, **kept})
+        measured = metrics.single_label(mixed, data.labels)
+        accuracies = {key: measured[key] for key in ("accuracy", "balanced_accuracy")}
+        sweep.append({"ratio": ratio, **accuracies})
     return sweep
 
 
@@ -334,11 +395,11 @@ def mixing_sweep(
 def latency_ms(
     network: nn.Module, data: Dataset, normalise: Normalise, device: torch.device
 ) -> float:
-    """Milliseconds an image, predicting in batches: the median of five passes over one batch."""
-    few = data.take(np.arange(min(len(data), EVALUATION_BATCH)))
+    """Measure the milliseconds an image: the median of five predictions of one batch."""
+    batch = data.take(np.arange(min(len(data), EVALUATION_BATCH)))
     seconds = []
     for _ in range(5):
         began = time.perf_counter()
-        predict(network, few, normalise, device)
+        predict(network, batch, normalise, device)
         seconds.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(seconds)) / len(few)
+    return 1e3 * float(np.median(seconds)) / len(batch)

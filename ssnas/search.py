@@ -1,8 +1,14 @@
-"""The bilevel architecture search, for every relaxation, objective and sampling scheme.
+"""The bilevel architecture search.
 
-Each step makes one Adam step on α with ℓ_val + w_01 · ℓ_01, on images that ω is not trained on, and
-then one SGD step on ω with ℓ_train (Liu et al. 2019; T21). The self-supervised objectives read
-images alone.
+    min_α ℓ_val(ω*(α), α) + w_01 ℓ_01(α)   with   ω*(α) = argmin_ω ℓ_train(ω, α)
+
+(Liu et al. 2019; T21). `Bilevel` takes in turn one Adam step on α (`Bilevel.step_alpha`) and one
+SGD step on ω (`Bilevel.step_omega`), on disjoint parts of the training images. ℓ_val and ℓ_train
+are one and the same loss on the images of α and on those of ω: the search's objective, by default
+Barlow Twins between two random views, which reads no label (`ssnas.training.objectives`).
+
+`search` repeats the step for all epochs. It is the same for every relaxation of the supernet, every
+objective and every sampling scheme.
 """
 
 from __future__ import annotations
@@ -13,125 +19,130 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssnas import losses
 from ssnas.config.schema import Search, Views
-from ssnas.data.sampling import draw_batches
-from ssnas.data.views import Normalise
 from ssnas.errors import InputError
-from ssnas.metrics import knn_accuracy
 from ssnas.networks.bilateral import backbone_rate, build_supernet
-from ssnas.networks.space import CELL_KINDS, EDGES
 from ssnas.networks.supernet import Supernet, frozen_statistics
-from ssnas.runtime.cuda_graph import Captured
-from ssnas.runtime.device import autocast, generator, seed_everything
+from ssnas.runtime.cuda_graph import GraphedStep
+from ssnas.runtime.device import generator, seed_everything
 from ssnas.runtime.distributed import active, average_gradients
+from ssnas.training.batches import BatchStream
 from ssnas.training.checkpoint import Checkpoint
-from ssnas.training.objectives import Bilateral, Draws, Images, SelfSupervised, supervised
-from ssnas.training.optimizer import Descent, fused, set_rate, without_gradients
-from ssnas.training.trainer import GeneratorState, Loop
+from ssnas.training.images import TrainingImages
+from ssnas.training.monitor import AlphaLog, decisions
+from ssnas.training.objectives import (
+    SELF_SUPERVISED_LOSSES,
+    Bilateral,
+    Objective,
+    SelfSupervised,
+    supervised,
+)
+from ssnas.training.optimizer import CosineSgd, fused, set_rate, without_gradients
+from ssnas.training.trainer import Stateful, Trainer
 
 ALPHA_BETAS = (0.5, 0.999)
-DECIDED = (0.15, 0.85)
 PERTURBATION = 0.01
 HALVES, ORDER, VIEWS = range(3)
+"""The search's random streams, see `ssnas.runtime.device.generator`."""
 
 Loss = Callable[[], Tensor]
-
-
-@dataclass(frozen=True)
-class Found:
-    """The searched supernet, one row of figures an epoch, every w(α) by epoch, and the seconds."""
-
-    supernet: Supernet
-    history: list[dict[str, Any]]
-    alphas: list[dict[str, Any]]
-    seconds: float
+"""The objective on fixed inputs, computed with ω and α as they are at the time of the call."""
 
 
 class Bilevel:
     """One step of the bilevel problem, and everything that it changes.
 
     Args:
-        supernet: on the device.
-        objective: see `ssnas.training.objectives`.
+        supernet: on the device; its parameters are α and ω.
+        objective: ℓ; its own parameters, those of a projector, belong to ω.
         config: optimisers and weights of the losses.
+
+    Attributes:
+        alpha: α, the architecture's parameters.
+        omega: ω, all other weights.
     """
 
-    def __init__(self, supernet: Supernet, objective: nn.Module, config: Search) -> None:
+    def __init__(self, supernet: Supernet, objective: Objective, config: Search) -> None:
         self.supernet, self.objective, self.config = supernet, objective, config
-        self.omega = [*supernet.weights(), *objective.parameters()]
         self.alpha = supernet.architecture_parameters()
-        self.descent = Descent(self.omega, config)
+        self.omega = [*supernet.weights(), *objective.parameters()]
+        self.omega_optimiser = CosineSgd(self.omega, config)
         self.alpha_optimiser = fused(
             torch.optim.Adam,
             supernet.architecture_groups(),
             config.alpha_learning_rate,
             betas=ALPHA_BETAS,
             weight_decay=config.alpha_weight_decay,
-            # Fused, the steps are counted beside the parameters in any case; a capture asks for it.
+            # A fused Adam counts its steps on the device anyway, but recording asks for the flag.
             capturable=True,
         )
 
-    def state(self) -> dict[str, Any]:
-        return {
-            "supernet": self.supernet,
-            "objective": self.objective,
-            "descent": self.descent,
-            "alpha_optimiser": self.alpha_optimiser,
-        }
-
-    def set_backbone_rate(self, rate: float) -> None:
-        """HLS (H24): the backbone's α learn at another rate than the branches' α."""
-        set_rate(self.alpha_optimiser, 0, rate)
-
-    def captured(self) -> Captured:
-        """`step`, as a CUDA graph where it is of first order, unbranched and in one process.
-
-        The mixing ratio of two branches decides what a step computes at all.
-        """
-        config = self.config
-        plain = config.second_order or config.sampling == "bilateral" or active()
-        return Captured(self.step, enabled=not plain)
-
-    def step(self, epoch: int | Tensor, *drawn: Tensor) -> dict[str, Tensor]:
-        """A step on α, then one on ω.
+    def step(self, epoch: int | Tensor, *inputs: Tensor) -> dict[str, Tensor]:
+        """Take one step on α, then one on ω.
 
         Args:
-            drawn: what the objective draws for the images of α, then what it draws for those of ω.
+            epoch: from 0.
+            inputs: the objective's inputs for the images of α, then those for the images of ω.
+
+        Returns:
+            `loss_alpha` (ℓ_val), `loss_zero_one` (ℓ_01) and `loss_weights` (ℓ_train), each of them
+            before its own step.
         """
-        half = len(drawn) // 2
-        validation, training = (
-            partial(self.objective, self.supernet, part, epoch)
-            for part in (drawn[:half], drawn[half:])
-        )
-        figures = self.step_alpha(validation, training if self.config.second_order else None)
-        return figures | self.step_omega(training)
+        half = len(inputs) // 2
+        val_loss = partial(self.objective, self.supernet, inputs[:half], epoch)
+        train_loss = partial(self.objective, self.supernet, inputs[half:], epoch)
+        figures = self.step_alpha(val_loss, train_loss if self.config.second_order else None)
+        return figures | self.step_omega(train_loss)
 
-    def step_alpha(self, validation: Loss, training: Loss | None = None) -> dict[str, Tensor]:
-        """One Adam step on α; batch statistics of these images are not recorded.
+    def step_alpha(self, val_loss: Loss, train_loss: Loss | None = None) -> dict[str, Tensor]:
+        """Take one Adam step on α along the gradient of ℓ_val + w_01 ℓ_01.
 
-        Of first order, ∇_α ℓ_val(ω, α), unless `training` is given: see `_unroll`.
+        ω stays as it is, and batch norms do not record the statistics of these images.
+
+        Args:
+            val_loss: ℓ_val, on images that ω is not trained on.
+            train_loss: ℓ_train for the gradient of second order, where ω is one step ahead; without
+                it the gradient is of first order, ∇_α ℓ_val(ω, α).
         """
         with frozen_statistics(self.supernet), frozen_statistics(self.objective):
-            if training is None:
+            if train_loss is None:
                 with without_gradients(self.omega):
-                    value, zero_one = self._validate(validation)
+                    value, zero_one = self._backward_val_loss(val_loss)
             else:
-                value, zero_one = self._unroll(validation, training)
+                value, zero_one = self._backward_second_order(val_loss, train_loss)
         average_gradients(self.alpha)
         self.alpha_optimiser.step()
         return {"loss_alpha": value.detach(), "loss_zero_one": zero_one.detach()}
 
-    def _validate(self, validation: Loss) -> tuple[Tensor, Tensor]:
-        value, zero_one = validation(), self.zero_one()
+    def step_omega(self, train_loss: Loss) -> dict[str, Tensor]:
+        """Take one SGD step on ω along the gradient of ℓ_train; α stays as it is."""
+        with without_gradients(self.alpha):
+            value = train_loss()
+            self.omega_optimiser.step(value)
+        return {"loss_weights": value.detach()}
+
+    def zero_one(self) -> Tensor:
+        """ℓ_01 of all σ(α), which drives them towards 0 and 1 (Chu et al. 2020).
+
+        It is 0 under the softmax, whose weights compete already.
+        """
+        if self.supernet.relaxation == "softmax":
+            return self.alpha[0].new_zeros(())
+        weights = torch.cat([w.flatten() for w in self.supernet.architecture().values()])
+        return losses.zero_one(weights, self.config.zero_one_norm)
+
+    def _backward_val_loss(self, val_loss: Loss) -> tuple[Tensor, Tensor]:
+        """Back-propagate ℓ_val + w_01 ℓ_01, and return ℓ_val and ℓ_01."""
+        value, zero_one = val_loss(), self.zero_one()
         self.alpha_optimiser.zero_grad()
         (value + self.config.zero_one_weight * zero_one).backward()
         return value, zero_one
 
-    def _unroll(self, validation: Loss, training: Loss) -> tuple[Tensor, Tensor]:
-        """The gradient of second order (Liu et al. 2019, equations 7 and 8), left in α's `grad`.
+    def _backward_second_order(self, val_loss: Loss, train_loss: Loss) -> tuple[Tensor, Tensor]:
+        """Leave the gradient of second order in α's `grad` (Liu et al. 2019, equations 7 and 8).
 
         ∇_α ℓ_val(ω', α) − ξ ∇²_{α,ω} ℓ_train(ω, α) ∇_{ω'} ℓ_val(ω', α), where ω' is ω after one
         step of its own optimiser but for the clipping, ξ that optimiser's rate, and the product of
@@ -139,171 +150,198 @@ class Bilevel:
         (∇_α ℓ_train(ω⁺) − ∇_α ℓ_train(ω⁻)) / 2ε, ω^± = ω ± ε v, ε = 0.01 / ‖v‖.
         Under mixed precision the difference is no better than bfloat16.
         """
-        rate = self.descent.learning_rate
-        before = [weight.detach().clone() for weight in self.omega]
+        rate, sgd = self.omega_optimiser.learning_rate, self.omega_optimiser.sgd
+        start = [weight.detach().clone() for weight in self.omega]
         with without_gradients(self.alpha):
-            self.descent.optimiser.zero_grad()
-            training().backward()
-        own = self._averaged_gradients()
-        self._move(before, self._momentum_step(own), -rate)
-        self.descent.optimiser.zero_grad()
-        value, zero_one = self._validate(validation)
-        direction = self._averaged_gradients()
+            sgd.zero_grad()
+            train_loss().backward()
+        self._move_omega(start, self._momentum_step(self._omega_gradients()), -rate)
+        sgd.zero_grad()
+        value, zero_one = self._backward_val_loss(val_loss)
+        direction = self._omega_gradients()
         norm = torch.stack([g.norm() for g in direction if g is not None]).norm()
         epsilon = PERTURBATION / norm.clamp(min=torch.finfo(norm.dtype).tiny)
-        products = []
+        perturbed = []
         with without_gradients(self.omega):
             for sign in (1, -1):
-                self._move(before, direction, sign * epsilon)
-                products.append(torch.autograd.grad(training(), self.alpha))
-        self._move(before, [None] * len(before), 0.0)
-        for alpha, plus, minus in zip(self.alpha, *products, strict=True):
+                self._move_omega(start, direction, sign * epsilon)
+                perturbed.append(torch.autograd.grad(train_loss(), self.alpha))
+        self._move_omega(start, [None] * len(start), 0.0)
+        for alpha, plus, minus in zip(self.alpha, *perturbed, strict=True):
+            assert alpha.grad is not None
             alpha.grad -= rate * (plus - minus) / (2 * epsilon)
         return value, zero_one
 
-    def _averaged_gradients(self) -> list[Tensor | None]:
-        """ω's gradients, the same in every process."""
+    def _omega_gradients(self) -> list[Tensor | None]:
+        """The gradients of ω, the same in every process."""
         average_gradients(self.omega)
         return [weight.grad for weight in self.omega]
 
     def _momentum_step(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
-        """What SGD with momentum and weight decay would subtract, over its rate."""
-        steps = []
+        """The step of SGD with momentum and weight decay for these gradients, over its rate."""
+        steps: list[Tensor | None] = []
         for weight, gradient in zip(self.omega, gradients, strict=True):
             if gradient is None:
                 steps.append(None)
                 continue
             step = gradient + self.config.weight_decay * weight.detach()
-            buffer = self.descent.optimiser.state[weight].get("momentum_buffer")
+            buffer = self.omega_optimiser.sgd.state[weight].get("momentum_buffer")
             steps.append(step if buffer is None else step + self.config.momentum * buffer)
         return steps
 
     @torch.no_grad()
-    def _move(self, start: list[Tensor], along: list[Tensor | None], by: float | Tensor) -> None:
-        """ω ← start + by · along."""
-        for weight, origin, direction in zip(self.omega, start, along, strict=True):
-            weight.copy_(origin if direction is None else origin + by * direction)
+    def _move_omega(
+        self, start: list[Tensor], directions: list[Tensor | None], length: float | Tensor
+    ) -> None:
+        """Set ω to start + length · direction."""
+        for weight, origin, direction in zip(self.omega, start, directions, strict=True):
+            weight.copy_(origin if direction is None else origin + length * direction)
 
-    def step_omega(self, training: Loss) -> dict[str, Tensor]:
-        """One SGD step on ω."""
-        with without_gradients(self.alpha):
-            value = training()
-            self.descent.step(value)
-        return {"loss_weights": value.detach()}
+    def set_backbone_rate(self, rate: float) -> None:
+        """Set the learning rate of the backbone's α apart from the branches' (HLS, H24)."""
+        set_rate(self.alpha_optimiser, 0, rate)
 
-    def zero_one(self) -> Tensor:
-        """ℓ_01 over all σ(α); nothing under the softmax, whose weights compete already."""
-        if self.supernet.relaxation == "softmax":
-            return self.alpha[0].new_zeros(())
-        weights = torch.cat([w.flatten() for w in self.supernet.architecture().values()])
-        return losses.zero_one(weights, self.config.zero_one_norm)
+    def graphed_step(self) -> GraphedStep:
+        """Give `step` as a CUDA graph, if it is of first order, unbranched and in one process.
+
+        A step of second order reads its learning rate as a number, and the mixing ratio of two
+        branches decides which of them a step computes at all.
+        """
+        config = self.config
+        plain = config.second_order or config.sampling == "bilateral" or active()
+        return GraphedStep(self.step, enabled=not plain)
+
+    def state(self) -> dict[str, Stateful]:
+        """All that a step changes, by name, for the checkpoint."""
+        return {
+            "supernet": self.supernet,
+            "objective": self.objective,
+            "descent": self.omega_optimiser,
+            "alpha_optimiser": self.alpha_optimiser,
+        }
 
 
-class AlphaLog:
-    """Every w(α) after every epoch, as rows of a long table."""
+@dataclass(frozen=True)
+class SearchResult:
+    """The end of a search.
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
+    Attributes:
+        supernet: with the searched α and ω.
+        history: one row of figures an epoch.
+        alphas: every w(α) after every epoch, see `ssnas.training.monitor.AlphaLog`.
+        seconds: that the search took.
+    """
 
-    def add(self, epoch: int, supernet: Supernet) -> None:
-        for kind, weights in supernet.architecture().items():
-            for (source, target), row in zip(EDGES, weights.tolist(), strict=True):
-                self.rows += [
-                    {
-                        "epoch": epoch,
-                        "cell": kind,
-                        "edge": f"{source}->{target}",
-                        "op": op,
-                        "weight": weight,
-                    }
-                    for op, weight in zip(supernet.ops, row, strict=True)
-                ]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows = state["rows"]
+    supernet: Supernet
+    history: list[dict[str, Any]]
+    alphas: list[dict[str, Any]]
+    seconds: float
 
 
 def search(
-    images: Images,
+    images: TrainingImages,
     config: Search,
     view_settings: Views,
     seed: int,
     monitor: Callable[[Supernet], float] | None = None,
     checkpoint: Checkpoint | None = None,
-) -> Found:
+) -> SearchResult:
     """Search an architecture for these images.
 
-    A share `omega_share` of the images, drawn once, drives ω, the rest α. The last, short batch of
-    an epoch is dropped, since the self-supervised losses use batch statistics.
+    A share `omega_share` of the images, drawn once, drives ω, and the rest α. The last, short batch
+    of an epoch is dropped, since the self-supervised losses use batch statistics.
 
     Args:
-        monitor: a figure to watch, computed every `knn_every` epochs; the search ignores it.
+        images: on the device that searches. Without labels for the self-supervised objectives,
+            which read none.
+        config: the supernet, the objective and the optimisers.
+        view_settings: the random views of the self-supervised objectives.
+        seed: of all random streams.
+        monitor: a figure of the supernet to show every `knn_every` epochs, for instance
+            `ssnas.training.monitor.knn_monitor`; the search does not use it.
+        checkpoint: to resume from and to save to.
 
     Raises:
         InputError: for too few images, losses that are not finite, or an objective or sampling
             scheme that these labels do not allow.
+
+    Example:
+        One epoch on eight random images gives weights of 14 edges and 7 operations:
+
+        >>> from ssnas.data.views import Normalise
+        >>> pixels = torch.randint(256, (8, 8, 8, 3), dtype=torch.uint8)
+        >>> images = TrainingImages(pixels, Normalise.of(pixels.numpy()), flip=True)
+        >>> settings = Search(channels=2, epochs=1, batch_size=4, projector=4)
+        >>> result = search(images, settings, Views(), seed=0)
+        >>> {kind: tuple(w.shape) for kind, w in result.supernet.architecture().items()}
+        {'normal': (14, 7), 'reduce': (14, 7)}
+        >>> sorted(result.history[0])[:4]
+        ['decided', 'epoch', 'images_per_second', 'learning_rate']
     """
     device = images.pixels.device
     seed_everything(seed)
     supernet, objective = _build(images, config, view_settings)
     bilevel = Bilevel(supernet.to(device), objective.to(device), config)
-    captured = bilevel.captured()
-    order = generator(torch.device("cpu"), seed, ORDER)
-    draws = Draws(objective, images, seed, VIEWS)
-    parts = _parts(len(images.pixels), config, seed)
-    labels = None if images.labels is None else images.labels.cpu()
+    bilevel_step = bilevel.graphed_step()
+    halves = _alpha_and_omega_images(len(images.pixels), config, seed)
+    stream = BatchStream(objective, images, config, (seed, ORDER), (seed, VIEWS), halves)
     alphas = AlphaLog()
 
-    def rate_of_backbone(epoch: int) -> float:
-        factor = backbone_rate(objective.ratio(epoch)) if config.heterogeneous else 1
-        return config.alpha_learning_rate * factor
+    def backbone_alpha_rate(epoch: int) -> float:
+        rate = config.alpha_learning_rate
+        if config.heterogeneous and isinstance(objective, Bilateral):
+            rate *= backbone_rate(objective.ratio(epoch))
+        return rate
 
     def start_epoch() -> Tensor:
-        bilevel.set_backbone_rate(rate_of_backbone(loop.epoch))
-        return draw_batches(parts, config.sampling, config.batch_size, order, labels)
+        bilevel.set_backbone_rate(backbone_alpha_rate(trainer.epoch))
+        return stream.draw_epoch()
 
-    def step(batch: Tensor) -> dict[str, Tensor]:
-        of_alpha, of_omega = draws.of(loop.batches, loop.epoch, loop.done)
-        return captured(loop.epoch, *of_alpha, *of_omega)
+    def step(batches: Tensor, epoch: int, number: int) -> dict[str, Tensor]:
+        of_alpha, of_omega = stream.inputs(batches, epoch, number)
+        return bilevel_step(epoch, *of_alpha, *of_omega)
 
     def finish_epoch(epoch: int) -> dict[str, Any]:
         alphas.add(epoch, supernet)
-        row = {"learning_rate": bilevel.descent.learning_rate, **_decisions(supernet)}
+        row = {"learning_rate": bilevel.omega_optimiser.learning_rate, **decisions(supernet)}
         if isinstance(objective, Bilateral):
             row["mixing_ratio"] = objective.ratio(epoch - 1)
-            row["backbone_rate"] = rate_of_backbone(epoch - 1)
+            row["backbone_rate"] = backbone_alpha_rate(epoch - 1)
         if monitor and config.knn_every and epoch % config.knn_every == 0:
             row["knn_accuracy"] = monitor(supernet)
-        bilevel.descent.finish_epoch()
+        bilevel.omega_optimiser.finish_epoch()
         return row
 
-    loop = Loop(
-        "search",
-        config.epochs,
-        {**bilevel.state(), "alphas": alphas, "order": GeneratorState(order)},
-        start_epoch,
-        step,
-        finish_epoch,
-        checkpoint,
-    )
-    history = loop.run()
-    return Found(supernet, history, alphas.rows, loop.seconds)
+    state = {**bilevel.state(), "alphas": alphas, "order": stream}
+    trainer = Trainer("search", config.epochs, state, start_epoch, step, finish_epoch, checkpoint)
+    history = trainer.run()
+    return SearchResult(supernet, history, alphas.rows, trainer.seconds)
 
 
-def _build(images: Images, config: Search, view_settings: Views) -> tuple[Supernet, nn.Module]:
-    """The supernet and its objective.
+def _build(
+    images: TrainingImages, config: Search, view_settings: Views
+) -> tuple[Supernet, Objective]:
+    """Build the supernet and the objective that its ω and α are trained by.
 
     Raises:
-        InputError: if they need other labels, or go with another sampling scheme.
+        InputError: for options that do not go together, or labels that they do not allow.
     """
+    _check_options(images, config)
+    in_channels = images.pixels.shape[-1]
+    if config.objective == "supervised":
+        supernet = build_supernet(config, in_channels, images.num_classes)
+        return supernet, supervised(losses.make_loss("ce"), config)
+    supernet = build_supernet(config, in_channels, None)
+    # Barlow Twins, unless `config.objective` names another loss.
+    return supernet, SelfSupervised(config, view_settings, supernet.out_features)
+
+
+def _check_options(images: TrainingImages, config: Search) -> None:
     by_labels = config.objective == "supervised"
     if by_labels and (images.labels is None or images.labels.ndim != 1):
         raise InputError(
             "search.objective: 'supervised' needs one label an image; choose from "
-            "barlow-twins, nt-xent"
+            f"{', '.join(SELF_SUPERVISED_LOSSES)}"
         )
     if not by_labels and config.sampling != "instance":
         raise InputError(
@@ -320,15 +358,14 @@ def _build(images: Images, config: Search, view_settings: Views) -> tuple[Supern
             "search.second_order: found true with sampling bilateral, one of whose branches has no "
             "gradient at mixing ratios 0 and 1; accepted is false"
         )
-    in_channels = images.pixels.shape[-1]
-    supernet = build_supernet(config, in_channels, images.num_classes if by_labels else None)
-    if by_labels:
-        return supernet, supervised(losses.make_loss("ce"), config)
-    return supernet, SelfSupervised(config, view_settings, supernet.out_features)
 
 
-def _parts(count: int, config: Search, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the images of α and of those of ω, disjoint."""
+def _alpha_and_omega_images(count: int, config: Search, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw the indices of the images of α and of those of ω, disjoint.
+
+    Raises:
+        InputError: if there are fewer images of either than a batch has.
+    """
     # 40 · (1 − 0.8) comes out as 7.999999999999998.
     sizes = [int(count * share + 1e-6) for share in (1 - config.omega_share, config.omega_share)]
     if min(sizes) < config.batch_size:
@@ -338,42 +375,3 @@ def _parts(count: int, config: Search, seed: int) -> tuple[Tensor, Tensor]:
         )
     permutation = torch.randperm(count, generator=generator(torch.device("cpu"), seed, HALVES))
     return permutation[: sizes[0]], permutation[sizes[0] : sum(sizes)]
-
-
-def _decisions(supernet: Supernet) -> dict[str, float]:
-    """How many edges prefer the skip connection, and which share of all w(α) is near 0 or 1."""
-    architecture = {kind: w.detach() for kind, w in supernet.architecture().items()}
-    skip = supernet.ops.index("skip_connect")
-    row: dict[str, float] = {
-        f"skip_{kind}": int((architecture[kind].argmax(dim=1) == skip).sum()) for kind in CELL_KINDS
-    }
-    weights = torch.cat([w.flatten() for w in architecture.values()])
-    low, high = DECIDED
-    row["decided"] = float(((weights < low) | (weights > high)).float().mean())
-    return row
-
-
-@torch.no_grad()
-def encode(supernet: Supernet, images: Tensor, normalise: Normalise, batch: int = 256) -> Tensor:
-    """Features (N, out_features) of uint8 images (N, H, W, C), without augmentation."""
-    training = supernet.training
-    supernet.eval()
-    try:
-        parts = []
-        for chunk in images.split(batch):
-            with autocast(images.device):
-                features = supernet.features(normalise(chunk), supernet.architecture())
-            parts.append(features.float())
-        return torch.cat(parts)
-    finally:
-        supernet.train(training)
-
-
-def knn_monitor(train: Images, val: Images) -> Callable[[Supernet], float]:
-    """k-nearest-neighbour accuracy on labelled validation images."""
-
-    def monitor(supernet: Supernet) -> float:
-        features = [encode(supernet, part.pixels, part.normalise) for part in (train, val)]
-        return knn_accuracy(features[0], train.labels, features[1], val.labels)
-
-    return monitor

@@ -2,48 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssnas.config.schema import Finetune
-from ssnas.data import Dataset, Source, folds, split
-from ssnas.data.views import Normalise
+from ssnas.data import Dataset, Source, Splits, folds, split
 from ssnas.finetune import evaluate, fit
-from ssnas.networks.derived import inherit
 from ssnas.runtime.device import seed_everything
 from ssnas.training.checkpoint import Checkpoint
+from ssnas.training.images import TrainingData
 
 
-@dataclass(frozen=True)
-class Part:
-    """Training, validation and test images of one fold, or of a published split."""
+def folds_of(source: Source, k: int, val_fraction: float, seed: int) -> list[Splits]:
+    """Split a source for training and testing, as often as its test protocol asks for.
 
-    train: Dataset
-    val: Dataset
-    test: Dataset
-    flip: bool
+    A source with test images of its own has one fold: the published one. Another one is
+    cross-validated: k stratified folds, each of which tests on the images that the others train on.
 
-
-def parts(source: Source, k: int, val_fraction: float, seed: int) -> list[Part]:
-    """The source's own split, or k stratified folds where it publishes no test images.
-
-    Every fold holds out `val_fraction` of its training images for validation.
+    Args:
+        k: the number of folds of a cross-validation.
+        val_fraction: the share of a fold's training images to validate on, where the source has no
+            validation images of its own.
 
     Raises:
         InputError: if a class is too small for k folds or for the validation images.
+
+    Example:
+        >>> import numpy as np
+        >>> labels = np.repeat(np.arange(2), 6)
+        >>> images = Dataset(np.zeros((12, 8, 8, 1), np.uint8), labels, ("cat", "dog"))
+        >>> folds = folds_of(Source(images, None, None, {}, flip=True), 3, 0.25, seed=0)
+        >>> [(len(fold.train), len(fold.val), len(fold.test)) for fold in folds]
+        [(6, 2, 4), (6, 2, 4), (6, 2, 4)]
     """
-    tests = [(source.train, source.test)]
+    held_out: list[tuple[Dataset, Dataset | None]] = [(source.train, source.test)]
     if source.test is None:
         pool = source.train
-        tests = [(pool.take(train), pool.take(test)) for train, test in folds(pool, k, seed)]
-    cut = []
-    for train, test in tests:
-        fold = Source(train, source.val, test, source.provenance, source.flip)
-        splits = split(
-            fold,
+        held_out = [(pool.take(train), pool.take(test)) for train, test in folds(pool, k, seed)]
+    return [
+        split(
+            Source(train, source.val, test, source.provenance, source.flip),
             profile="natural",
             imbalance=1.0,
             largest_class=None,
@@ -51,44 +51,35 @@ def parts(source: Source, k: int, val_fraction: float, seed: int) -> list[Part]:
             test_fraction=val_fraction,
             seed=seed,
         )
-        cut.append(Part(splits.train, splits.val, splits.test, source.flip))
-    return cut
+        for train, test in held_out
+    ]
 
 
 def train_and_test(
     build: Callable[[], nn.Module],
-    weights: Mapping[str, Tensor] | None,
-    part: Part,
+    fold: Splits,
     config: Finetune,
     seed: int,
     device: torch.device,
     name: str,
     checkpoint: Checkpoint,
 ) -> tuple[dict[str, float], float]:
-    """Figures on the part's test images after training on its training images, and the seconds.
+    """Train a network on one fold, and test it there.
 
-    A finished part's checkpoint stays, so that an interrupted cross-validation does not train its
+    A finished fold's checkpoint stays, so that an interrupted cross-validation does not train its
     finished folds again.
 
     Args:
-        build: makes the network for this part's channels and classes.
-        weights: to inherit, or None to start from a random initialisation.
+        build: makes the network, for the fold's channels and classes; called once the global random
+            generators have their seed.
+        fold: one of `folds_of`.
+        name: of the fold, in messages.
+
+    Returns:
+        The figures on the fold's test images, and the seconds of the training.
     """
     seed_everything(seed)
     network = build()
-    if weights is not None:
-        inherit(network, weights)
-    normalise = Normalise.of(part.train.images)
-    fitted = fit(
-        network,
-        part.train,
-        part.val,
-        normalise,
-        part.flip,
-        config,
-        seed,
-        device,
-        name=name,
-        checkpoint=checkpoint,
-    )
-    return evaluate(network, part.test, normalise, device), fitted.seconds
+    data = TrainingData.of(fold)
+    result = fit(network, data, config, seed, device, name, checkpoint)
+    return evaluate(network, fold.test, data.normalise, device), result.seconds

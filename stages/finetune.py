@@ -6,7 +6,6 @@ import dataclasses
 import torch
 from torch import nn
 
-from ssnas import data as datasets
 from ssnas.artifacts import (
     Places,
     finetune_description,
@@ -16,13 +15,13 @@ from ssnas.artifacts import (
     write_json,
 )
 from ssnas.config.schema import Run
-from ssnas.data.views import Normalise
-from ssnas.finetune import Fitted, fit, latency_ms, pretrain
+from ssnas.finetune import FinetuneResult, fit, latency_ms, pretrain
 from ssnas.networks.derived import multiply_adds, parameter_count
 from ssnas.networks.factory import start_from_search
 from ssnas.runtime.device import choose_device, machine, peak_memory_mb, seed_everything
 from ssnas.runtime.distributed import process_group, rank
 from ssnas.training.checkpoint import Checkpoint, code_digest
+from ssnas.training.images import TrainingData
 from stages.cli import main
 from stages.network import network_of, searched_weights
 
@@ -30,7 +29,7 @@ from stages.network import network_of, searched_weights
 def finetune(run: Run) -> None:
     places, device, config = Places(run.folders), choose_device(run.device), run.finetune
     splits, seed = read_splits(run), run.seeds["rows"]
-    normalise = Normalise.of(splits.train.images)
+    data = TrainingData.of(splits)
     seed_everything(seed)
     network, weights = network_of(run, splits.train), searched_weights(run)
     inherited = weights is not None and start_from_search(network, config, weights)
@@ -46,68 +45,48 @@ def finetune(run: Run) -> None:
             pretrained = opened.enter_context(Checkpoint(before / str(rank()), identity))
             checkpoints.append(pretrained)
             seconds = pretrain(
-                network,
-                splits.train,
-                normalise,
-                splits.flip,
-                config,
-                run.search,
-                run.views,
-                seed,
-                device,
-                pretrained,
+                network, data, config, run.search, run.views, seed, device, pretrained
             )
-        fitted = fit(
-            network,
-            splits.train,
-            splits.val,
-            normalise,
-            splits.flip,
-            config,
-            seed,
-            device,
-            checkpoint=checkpoint,
-        )
-        fitted = dataclasses.replace(fitted, seconds=fitted.seconds + seconds)
+        result = fit(network, data, config, seed, device, checkpoint=checkpoint)
+        result = dataclasses.replace(result, seconds=result.seconds + seconds)
         if rank() == 0:
             save_weights(places.network, network.state_dict(), description)
-            _write(run, fitted, inherited, network, splits, normalise, device)
+            _write(run, result, inherited, network, data, device)
         for done in checkpoints:
             done.finish()
 
 
 def _write(
     run: Run,
-    fitted: Fitted,
+    result: FinetuneResult,
     inherited: bool,
     network: nn.Module,
-    splits: datasets.Splits,
-    normalise: Normalise,
+    data: TrainingData,
     device: torch.device,
 ) -> None:
     places = Places(run.folders)
-    write_csv(places.metrics("rows", "finetune.csv"), fitted.history)
-    sample = normalise(torch.from_numpy(splits.val.images[:1]).to(device))
+    write_csv(places.metrics("rows", "finetune.csv"), result.history)
+    sample = data.normalise(torch.from_numpy(data.val.images[:1]).to(device))
     facts = {
         "parameters": parameter_count(network),
         "multiply_adds": multiply_adds(network, sample),
         "loss": run.finetune.loss,
-        "epochs": len(fitted.history),
-        "epoch": fitted.epoch,
+        "epochs": len(result.history),
+        "epoch": result.epoch,
         "network": run.finetune.network,
         "inherited": inherited,
         "pretrain_epochs": run.finetune.pretrain_epochs,
         "scale": run.scale,
         "seed": run.seeds["rows"],
         "dataset": run.data.dataset,
-        "image_size": splits.train.images.shape[1],
+        "image_size": data.train.images.shape[1],
     }
     write_json(places.metrics("rows", "finetune.json"), facts)
     cost = {
-        "seconds": round(fitted.seconds, 1),
-        "images_per_second": fitted.history[-1]["images_per_second"] if fitted.history else None,
-        "latency_ms_per_image": round(latency_ms(network, splits.val, normalise, device), 3),
-        "peak_memory_mb": round(peak_memory_mb(device)),
+        "seconds": round(result.seconds, 1),
+        "images_per_second": result.history[-1]["images_per_second"] if result.history else None,
+        "latency_ms_per_image": round(latency_ms(network, data.val, data.normalise, device), 3),
+        "peak_memory_mb": peak_memory_mb(device),
         **machine(device),
     }
     write_json(places.metrics("rows", "finetune.cost.json"), cost)

@@ -17,9 +17,10 @@ from ssnas.data import Splits
 from ssnas.data.views import Normalise
 from ssnas.runtime.device import choose_device, machine, peak_memory_mb
 from ssnas.runtime.distributed import process_group, rank
-from ssnas.search import Found, knn_monitor, search
+from ssnas.search import SearchResult, search
 from ssnas.training.checkpoint import Checkpoint, code_digest
-from ssnas.training.objectives import Images, images_of
+from ssnas.training.images import TrainingImages
+from ssnas.training.monitor import knn_monitor
 from stages.cli import main
 
 
@@ -28,16 +29,16 @@ def run_search(run: Run) -> None:
     splits = read_splits(run)
     images, monitor = _images(run, splits, device), None
     if not splits.train.multi_label:
-        shown = (
-            images_of(part, images.normalise, images.flip, device)
-            for part in (splits.train, splits.val)
+        labelled = (
+            TrainingImages.of(data, images.normalise, images.flip, device)
+            for data in (splits.train, splits.val)
         )
-        monitor = knn_monitor(*shown)
+        monitor = knn_monitor(*labelled)
     description = search_description(run)
     identity = {"parameters": description, "code": code_digest()}
     folder = places.checkpoint("searches", "search")
     with process_group(device), Checkpoint(folder / str(rank()), identity) as checkpoint:
-        found = search(
+        result = search(
             images,
             run.search,
             run.views,
@@ -46,26 +47,26 @@ def run_search(run: Run) -> None:
             checkpoint=checkpoint,
         )
         if rank() == 0:
-            save_weights(places.supernet, found.supernet.state_dict(), description)
-            _write(found, places, device)
+            save_weights(places.supernet, result.supernet.state_dict(), description)
+            _write(result, places, device)
         checkpoint.finish()
 
 
-def _images(run: Run, splits: Splits, device: torch.device) -> Images:
+def _images(run: Run, splits: Splits, device: torch.device) -> TrainingImages:
     normalise = Normalise.of(splits.train.images)
-    images = images_of(splits.train, normalise, splits.flip, device)
+    images = TrainingImages.of(splits.train, normalise, splits.flip, device)
     if run.search.objective == "supervised":
         return images
     return dataclasses.replace(images, labels=None)
 
 
-def _write(found: Found, places: Places, device: torch.device) -> None:
-    write_csv(places.metrics("searches", "search.csv"), found.history)
-    write_csv(places.metrics("searches", "alpha.csv"), found.alphas)
+def _write(result: SearchResult, places: Places, device: torch.device) -> None:
+    write_csv(places.metrics("searches", "search.csv"), result.history)
+    write_csv(places.metrics("searches", "alpha.csv"), result.alphas)
     cost = {
-        "seconds": round(found.seconds, 1),
-        "images_per_second": found.history[-1]["images_per_second"] if found.history else None,
-        "peak_memory_mb": round(peak_memory_mb(device)),
+        "seconds": round(result.seconds, 1),
+        "images_per_second": result.history[-1]["images_per_second"] if result.history else None,
+        "peak_memory_mb": peak_memory_mb(device),
         **machine(device),
     }
     write_json(places.metrics("searches", "search.cost.json"), cost)

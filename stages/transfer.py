@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ssnas import data as datasets
 from ssnas.artifacts import (
@@ -16,10 +17,10 @@ from ssnas.artifacts import (
 from ssnas.config.schema import Run
 from ssnas.data.views import Normalise
 from ssnas.metrics import mean_std
-from ssnas.networks.derived import multiply_adds, parameter_count
+from ssnas.networks.derived import inherit, multiply_adds, parameter_count
 from ssnas.runtime.device import choose_device, machine
 from ssnas.training.checkpoint import Checkpoint, code_digest
-from ssnas.transfer import Part, parts, train_and_test
+from ssnas.transfer import folds_of, train_and_test
 from stages.cli import main
 from stages.network import network_of
 
@@ -33,7 +34,7 @@ def transfer(run: Run) -> None:
     )
     seed = run.seeds["transfers"]
     weights = _weights(run)
-    cut = parts(source, target.folds, target.val_fraction, seed)
+    folds = folds_of(source, target.folds, target.val_fraction, seed)
     before = finetune_description(run) if "rows" in run.folders else {}
     trained_by = dataclasses.replace(run.finetune, loss=target.loss, epochs=target.epochs)
     run = dataclasses.replace(run, finetune=trained_by)
@@ -49,16 +50,16 @@ def transfer(run: Run) -> None:
     }
     device = choose_device(run.device)
     trained = [
-        _one(run, part, number, weights, identity, device) for number, part in enumerate(cut)
+        _one(run, fold, number, weights, identity, device) for number, fold in enumerate(folds)
     ]
     results, seconds = zip(*trained, strict=True)
-    data = cut[0].train
+    data = folds[0].train
     network = network_of(run, data)
     sample = Normalise.of(data.images)(torch.from_numpy(data.images[:1]))
     summary = {
         "dataset": target.dataset,
-        "folds": len(cut),
-        "test_images": sum(len(part.test) for part in cut),
+        "folds": len(folds),
+        "test_images": sum(len(fold.test) for fold in folds),
         "image_size": data.images.shape[1],
         "classes": data.num_classes,
         "weights": target.weights,
@@ -74,7 +75,7 @@ def transfer(run: Run) -> None:
     write_json(places.metrics("transfers", "transfer.data.json"), source.provenance)
     cost = {"seconds": round(sum(seconds), 1), **machine(device)}
     write_json(places.metrics("transfers", "transfer.cost.json"), cost)
-    for number in range(len(cut)):
+    for number in range(len(folds)):
         Checkpoint(_folder(run, number), identity).finish()
 
 
@@ -87,9 +88,16 @@ def _weights(run: Run) -> dict | None:
     return None
 
 
+def _network(run: Run, data: datasets.Dataset, weights: dict | None) -> nn.Module:
+    network = network_of(run, data)
+    if weights is not None:
+        inherit(network, weights)
+    return network
+
+
 def _one(
     run: Run,
-    part: Part,
+    fold: datasets.Splits,
     number: int,
     weights: dict | None,
     identity: dict,
@@ -97,9 +105,8 @@ def _one(
 ) -> tuple[dict[str, float], float]:
     with Checkpoint(_folder(run, number), identity) as checkpoint:
         return train_and_test(
-            lambda: network_of(run, part.train),
-            weights,
-            part,
+            lambda: _network(run, fold.train, weights),
+            fold,
             run.finetune,
             run.seeds["transfers"],
             device,

@@ -1,41 +1,24 @@
-"""Supervised training, transfer, baselines, and the files that stages leave for one another."""
+"""Training by labels, self-supervised pre-training, and predictions."""
 
-import csv
-import hashlib
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 
-from ssnas import finetune as module
-from ssnas import transfer
-from ssnas.artifacts import (
-    Places,
-    digest,
-    load_weights,
-    save_weights,
-    write_csv,
-    write_json,
-)
+from ssnas import finetune
 from ssnas.config.schema import Finetune, Search, Views
-from ssnas.data import Dataset, Source
+from ssnas.data import Dataset
 from ssnas.data.views import Normalise
 from ssnas.errors import InputError
 from ssnas.finetune import evaluate, fit, latency_ms, mixing_sweep, predict, pretrain
-from ssnas.networks.baselines import linear_classifier
 from ssnas.networks.bilateral import BilateralSupernet
 from ssnas.networks.derived import DerivedNetwork
-from ssnas.networks.genotype import Genotype
 from ssnas.networks.operations import RELAXATIONS
-from ssnas.networks.supernet import Supernet
-from ssnas.training import objectives
-from ssnas.training import trainer as loop_module
+from ssnas.training import trainer
 from ssnas.training.checkpoint import Checkpoint
-from ssnas.training.optimizer import Descent
+from ssnas.training.images import TrainingData
+from ssnas.training.optimizer import CosineSgd
 
 CPU = torch.device("cpu")
 CONFIG = Finetune(epochs=2, batch_size=8, loss="ce", learning_rate=0.05)
@@ -43,20 +26,20 @@ CONFIG = Finetune(epochs=2, batch_size=8, loss="ce", learning_rate=0.05)
 
 @pytest.fixture
 def train(genotype):
-    """Fit a tiny network to splits: the network, what `fit` found, and the normalisation."""
+    """Fit a tiny network to splits: the network, the result, and the normalisation."""
 
     def run(splits, config=CONFIG, seed=0, checkpoint=None):
         torch.manual_seed(seed)
         network = DerivedNetwork(genotype, 2, 3, splits.train.num_classes, 3, 1)
-        normalise = Normalise.of(splits.train.images)
-        data = (network, splits.train, splits.val, normalise, splits.flip)
-        return network, fit(*data, config, seed, CPU, checkpoint=checkpoint), normalise
+        data = TrainingData.of(splits)
+        result = fit(network, data, config, seed, CPU, checkpoint=checkpoint)
+        return network, result, data.normalise
 
     return run
 
 
-def history(fitted):
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in fitted.history]
+def history(result):
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in result.history]
 
 
 def equal(one, other):
@@ -69,20 +52,20 @@ def equal(one, other):
 
 @pytest.mark.parametrize("loss", ["ce", "focal+la", "balanced-sigmoid"])
 def test_training_learns_an_easy_task(splits, train, loss):
-    network, fitted, normalise = train(splits, replace(CONFIG, loss=loss, epochs=12))
-    losses = [row["loss"] for row in fitted.history]
+    network, result, normalise = train(splits, replace(CONFIG, loss=loss, epochs=12))
+    losses = [row["loss"] for row in result.history]
     assert losses[-1] < 0.8 * losses[0]
     assert evaluate(network, splits.test, normalise, CPU)["balanced_accuracy"] > 0.6
-    assert fitted.epoch == len(fitted.history) == 12
-    assert {"val_accuracy", "val_balanced_accuracy", "learning_rate"} < set(fitted.history[0])
+    assert result.epoch == len(result.history) == 12
+    assert {"val_accuracy", "val_balanced_accuracy", "learning_rate"} < set(result.history[0])
 
 
 def test_multi_label_training(multi_label, train):
     config = replace(CONFIG, loss="focal+la", epochs=12)
-    network, fitted, normalise = train(multi_label, config)
-    assert fitted.history[-1]["loss"] < fitted.history[0]["loss"]
+    network, result, normalise = train(multi_label, config)
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
     assert evaluate(network, multi_label.test, normalise, CPU)["macro_auc"] > 0.7
-    assert {"val_binary_accuracy", "val_macro_auc"} < set(fitted.history[0])
+    assert {"val_binary_accuracy", "val_macro_auc"} < set(result.history[0])
 
 
 def test_a_single_label_loss_on_multi_label_data(multi_label, train):
@@ -102,8 +85,8 @@ def test_the_seed_decides(splits, train):
 def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, splits, train, early_stop):
     config = replace(CONFIG, loss="focal+la", early_stop=early_stop)
     whole = train(splits, config)
-    monkeypatch.setattr(loop_module, "SAVE_SECONDS", 0)
-    step, calls = Descent.step, []
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0)
+    step, calls = CosineSgd.step, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -111,7 +94,7 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, splits, train, earl
             raise KeyboardInterrupt
         return step(*arguments)
 
-    monkeypatch.setattr(Descent, "step", interrupted)
+    monkeypatch.setattr(CosineSgd, "step", interrupted)
     with pytest.raises(KeyboardInterrupt), Checkpoint(tmp_path, {}) as checkpoint:
         train(splits, config, checkpoint=checkpoint)
     with Checkpoint(tmp_path, {}) as checkpoint:
@@ -130,11 +113,11 @@ def test_early_stopping_keeps_the_best_weights(splits, train, monkeypatch, figur
         seen.append({key: value.clone() for key, value in network.state_dict().items()})
         return {"accuracy": 0.0, "balanced_accuracy": next(script)}
 
-    monkeypatch.setattr(module, "evaluate", scripted)
-    network, fitted, _ = train(splits, replace(CONFIG, epochs=6, early_stop=3, batch_size=32))
+    monkeypatch.setattr(finetune, "evaluate", scripted)
+    network, result, _ = train(splits, replace(CONFIG, epochs=6, early_stop=3, batch_size=32))
     best = figures.index(max(figures[:5]))
-    assert fitted.epoch == best + 1
-    assert len(fitted.history) == len(seen) == best + 1 + 3
+    assert result.epoch == best + 1
+    assert len(result.history) == len(seen) == best + 1 + 3
     assert all(value.equal(seen[best][key]) for key, value in network.state_dict().items())
     assert not all(v.equal(seen[-1][k]) for k, v in network.state_dict().items())
 
@@ -146,19 +129,19 @@ def test_without_early_stopping_the_last_epoch_stays(splits, train, monkeypatch)
         seen.append({key: value.clone() for key, value in network.state_dict().items()})
         return {"accuracy": 0.0, "balanced_accuracy": next(script)}
 
-    monkeypatch.setattr(module, "evaluate", scripted)
-    network, fitted, _ = train(splits, replace(CONFIG, epochs=3, batch_size=32))
-    assert (fitted.epoch, len(fitted.history)) == (3, 3)
+    monkeypatch.setattr(finetune, "evaluate", scripted)
+    network, result, _ = train(splits, replace(CONFIG, epochs=3, batch_size=32))
+    assert (result.epoch, len(result.history)) == (3, 3)
     assert all(value.equal(seen[-1][key]) for key, value in network.state_dict().items())
 
 
 def test_a_batch_is_at_most_all_images(splits, train):
-    _, fitted, _ = train(splits, replace(CONFIG, epochs=1, batch_size=1000))
-    assert np.isfinite(fitted.history[0]["loss"])
+    _, result, _ = train(splits, replace(CONFIG, epochs=1, batch_size=1000))
+    assert np.isfinite(result.history[0]["loss"])
 
 
 def test_diverging_training_is_told_and_keeps_finite_weights(tmp_path, monkeypatch, splits, train):
-    monkeypatch.setattr(loop_module, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0)
     with Checkpoint(tmp_path, {}) as checkpoint:
         with pytest.raises(InputError, match=r"finetune: loss became \w+ at epoch \d+, step \d+"):
             config = replace(CONFIG, learning_rate=1e30, epochs=9)
@@ -175,7 +158,7 @@ def test_probabilities_do_not_depend_on_the_batch(splits, multi_label, train, mo
         network, _, normalise = train(data, replace(CONFIG, epochs=1))
         before = {key: value.clone() for key, value in network.state_dict().items()}
         whole = predict(network, data.test, normalise, CPU)
-        monkeypatch.setattr(module, "EVALUATION_BATCH", 5)
+        monkeypatch.setattr(finetune, "EVALUATION_BATCH", 5)
         np.testing.assert_allclose(
             predict(network, data.test, normalise, CPU), whole, rtol=0, atol=1e-6
         )
@@ -202,75 +185,9 @@ def test_predictions_are_not_logit_adjusted(splits, train):
 def test_latency_is_of_one_image(splits, train, monkeypatch):
     network, _, normalise = train(splits, replace(CONFIG, epochs=1))
     ticks = iter([0, 9, 10, 11, 20, 23, 30, 32, 40, 47])
-    monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(finetune.time, "perf_counter", lambda: next(ticks))
     # Five passes of 9, 1, 3, 2 and 7 s over 18 images: their median is 3 s.
     assert latency_ms(network, splits.test, normalise, CPU) == pytest.approx(3000 / 18)
-
-
-# Transfer
-
-
-def test_folds_test_every_image_once(splits):
-    numbered = splits.train.images.copy()
-    numbered[:, 0, 0, 0] = np.arange(len(numbered))
-    pool = Dataset(numbered, splits.train.labels, splits.train.class_names)
-    cut = transfer.parts(Source(pool, None, None, {}, True), 4, 0.2, seed=0)
-    assert len(cut) == 4
-    for part in cut:
-        numbers = [set(d.images[:, 0, 0, 0]) for d in (part.train, part.val, part.test)]
-        assert sorted(n for some in numbers for n in some) == list(range(len(pool)))
-        assert all(min(d.counts) >= 1 for d in (part.train, part.val, part.test))
-        assert part.flip
-    tested = [n for part in cut for n in part.test.images[:, 0, 0, 0]]
-    assert sorted(tested) == list(range(len(pool)))
-
-
-def test_a_published_split_is_kept(splits):
-    source = Source(splits.train, splits.val, splits.test, {}, False)
-    (part,) = transfer.parts(source, 4, 0.2, seed=0)
-    for name in ("train", "val", "test"):
-        kept, published = getattr(part, name), getattr(splits, name)
-        assert np.array_equal(kept.images, published.images)
-        assert np.array_equal(kept.labels, published.labels)
-    assert not part.flip
-
-
-def test_a_published_test_set_without_validation_images(splits):
-    (part,) = transfer.parts(Source(splits.train, None, splits.test, {}, True), 4, 0.2, seed=0)
-    assert np.array_equal(part.test.images, splits.test.images)
-    assert len(part.train) + len(part.val) == len(splits.train)
-
-
-def test_too_many_folds(splits):
-    with pytest.raises(InputError, match="'light' of 4 images"):
-        transfer.parts(Source(splits.train, None, None, {}, True), 5, 0.2, seed=0)
-
-
-def test_train_and_test_goes_on_where_it_was(tmp_path, splits, genotype, monkeypatch):
-    part = transfer.Part(splits.train, splits.val, splits.test, True)
-
-    def build():
-        return DerivedNetwork(genotype, 2, 3, 3, 3, 1)
-
-    def run(weights=None, folder="a"):
-        with Checkpoint(tmp_path / folder, {}) as checkpoint:
-            return transfer.train_and_test(
-                build, weights, part, replace(CONFIG, epochs=1), 0, CPU, "fold", checkpoint
-            )
-
-    first = run()
-    figures, seconds = first
-    assert {"accuracy", "balanced_accuracy"} <= set(figures)
-    assert seconds > 0
-    weights = build().state_dict()
-    inherited, _ = run(weights, "b")
-    assert inherited == run(weights, "c")[0]
-
-    def trained(*_):
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(objectives, "crop_and_flip", trained)
-    assert run() == first
 
 
 # Pre-training
@@ -283,8 +200,8 @@ def test_pretraining_moves_the_features_and_reads_no_label(splits, genotype):
         before = {key: value.clone() for key, value in network.state_dict().items()}
         config = replace(CONFIG, pretrain_epochs=2)
         search = Search(objective="nt-xent", projector=4)
-        normalise = Normalise.of(data.images)
-        seconds = pretrain(network, data, normalise, True, config, search, Views(), 0, CPU)
+        shown = TrainingData(data, data, Normalise.of(data.images), True)
+        seconds = pretrain(network, shown, config, search, Views(), 0, CPU)
         assert seconds > 0
         return before, network.state_dict()
 
@@ -298,10 +215,10 @@ def test_pretraining_moves_the_features_and_reads_no_label(splits, genotype):
 
 
 def test_supervised_search_has_nothing_to_pretrain_with(splits, genotype):
-    network, normalise = DerivedNetwork(genotype, 2, 3, 3, 3, 1), Normalise.of(splits.train.images)
+    network, data = DerivedNetwork(genotype, 2, 3, 3, 3, 1), TrainingData.of(splits)
     config, search = replace(CONFIG, pretrain_epochs=1), Search(objective="supervised")
     with pytest.raises(InputError, match=r"finetune\.pretrain_epochs.*nt-xent"):
-        pretrain(network, splits.train, normalise, True, config, search, Views(), 0, CPU)
+        pretrain(network, data, config, search, Views(), 0, CPU)
 
 
 # Supernets, trained on and tested themselves
@@ -316,9 +233,8 @@ def bilateral(monkeypatch):
 
 def keep_training(network, splits, **changes):
     config = replace(CONFIG, sampling="bilateral", **changes)
-    normalise = Normalise.of(splits.train.images)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    fit(network, splits.train, splits.val, normalise, True, config, 0, CPU)
+    fit(network, TrainingData.of(splits), config, 0, CPU)
     after = network.state_dict()
     return {key.split(".")[0] for key in before if not before[key].equal(after[key])}
 
@@ -368,142 +284,3 @@ def test_training_by_class_balanced_batches(splits, train):
     """Batches of equal classes: the rare class is learnt although the loss ignores its rarity."""
     network, _, normalise = train(splits, replace(CONFIG, sampling="balanced", epochs=12))
     assert evaluate(network, splits.test, normalise, CPU)["balanced_accuracy"] > 0.6
-
-
-# Baseline
-
-
-def standardised(train, test):
-    x, shown = (d.images.reshape(len(d), -1) / 255 for d in (train, test))
-    mean, std = x.mean(axis=0), x.std(axis=0)
-    return (x - mean) / std, (shown - mean) / std
-
-
-def test_linear_classifier_is_logistic_regression(splits):
-    x, shown = standardised(splits.train, splits.test)
-    expected = LogisticRegression(max_iter=300).fit(x, splits.train.labels).predict_proba(shown)
-    found = linear_classifier(splits.train, splits.test)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert (found.argmax(axis=1) == splits.test.labels).mean() > 0.9
-
-
-def test_linear_classifier_of_labels(multi_label):
-    train, test = multi_label.train, multi_label.test
-    labels = np.column_stack([train.labels, np.zeros(len(train)), np.ones(len(train))])
-    train = Dataset(train.images, labels.astype(np.uint8), ("a", "b", "never", "always"))
-    found = linear_classifier(train, test)
-    x, shown = standardised(train, test)
-    for label in range(2):
-        model = LogisticRegression(max_iter=300).fit(x, train.labels[:, label])
-        np.testing.assert_allclose(found[:, label], model.predict_proba(shown)[:, 1], atol=1e-6)
-    assert (found[:, 2:] == [0, 1]).all()
-
-
-def test_linear_classifier_of_a_class_without_training_images(splits):
-    names = ("absent", *splits.train.class_names)
-    train, test = (Dataset(d.images, d.labels + 1, names) for d in (splits.train, splits.test))
-    found = linear_classifier(train, test)
-    assert found.shape == (len(test), 4)
-    assert (found[:, 0] == 0).all()
-
-
-# Files
-
-
-def test_weights_round_trip(tmp_path):
-    torch.manual_seed(0)
-    supernet = Supernet(2, 3, 1, "sigmoid", 1).to(memory_format=torch.channels_last)
-    description = {"search": {"epochs": 1, "size": (1, 2)}, "data": "abc"}
-    path = tmp_path / "new" / "supernet.safetensors"
-    save_weights(path, supernet.state_dict(), description)
-    found = load_weights(path, description)
-    state = supernet.state_dict()
-    assert found.keys() == state.keys()
-    assert all(found[key].equal(state[key]) for key in state)
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-    again = tmp_path / "again.safetensors"
-    save_weights(again, supernet.state_dict(), description)
-    assert again.read_bytes() == path.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("expected", "named"),
-    [
-        ({"seed": 1, "data": "abc"}, "another seed than"),
-        ({"seed": 1, "data": "abd"}, "another data, seed than"),
-        ({"seed": 0}, "another data than"),
-        ({"seed": 0, "data": "abc", "flip": True}, "another flip than"),
-    ],
-)
-def test_weights_of_other_work(tmp_path, expected, named):
-    path = tmp_path / "network.safetensors"
-    save_weights(path, {"w": torch.zeros(2)}, {"seed": 0, "data": "abc"})
-    with pytest.raises(InputError, match=named) as caught:
-        load_weights(path, expected)
-    assert str(path) in str(caught.value)
-    assert "dvc checkout" in str(caught.value)
-
-
-@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:-3], lambda b: b"x" * len(b)])
-def test_damaged_weights(tmp_path, damage):
-    path = tmp_path / "network.safetensors"
-    save_weights(path, {"w": torch.zeros(2)}, {})
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InputError, match=r"network\.safetensors: damaged"):
-        load_weights(path, {})
-
-
-@pytest.mark.parametrize("read", [digest, Genotype.read, lambda path: load_weights(path, {})])
-def test_missing_files(tmp_path, read):
-    with pytest.raises(InputError, match="nothing: not found; `dvc repro`"):
-        read(tmp_path / "nothing")
-
-
-def test_digest(tmp_path):
-    (tmp_path / "file").write_bytes(b"abc")
-    assert digest(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
-
-
-def test_genotype_file(tmp_path, genotype):
-    (tmp_path / "genotype.json").write_text(genotype.to_json(), encoding="utf-8")
-    assert Genotype.read(tmp_path / "genotype.json") == genotype
-    (tmp_path / "genotype.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(InputError, match="genotype"):
-        Genotype.read(tmp_path / "genotype.json")
-
-
-def test_tables_and_documents(tmp_path):
-    write_json(tmp_path / "new" / "a.json", {"b": 0.1, "name": "é"})
-    assert json.loads((tmp_path / "new" / "a.json").read_text("utf-8")) == {"b": 0.1, "name": "é"}
-    write_csv(tmp_path / "a.csv", [{"epoch": 1, "loss": 0.1}, {"epoch": 2, "knn, k": 0.5}])
-    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert rows == [
-        {"epoch": "1", "loss": "0.1", "knn, k": ""},
-        {"epoch": "2", "loss": "", "knn, k": "0.5"},
-    ]
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
-    real = Path.write_text
-
-    def half(self, text, **options):
-        real(self, text[: len(text) // 2], **options)
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", half)
-    for write in (lambda: write_json(path, {"b": 2}), lambda: write_csv(path, [{"b": 2}])):
-        with pytest.raises(OSError, match="No space left"):
-            write()
-        assert json.loads(path.read_text("utf-8")) == {"a": 1}
-
-
-def test_places():
-    places = Places({"datasets": "main", "searches": "s", "rows": "r"})
-    assert places.splits == Path("data/main/splits.npz")
-    assert places.supernet == Path("artifacts/s/search/supernet.safetensors")
-    assert places.network == Path("artifacts/r/finetune/network.safetensors")
-    assert places.metrics("rows", "evaluate.json") == Path("metrics/r/evaluate.json")
-    assert places.checkpoint("searches", "search-0") == Path(".checkpoints/s/search-0")

@@ -6,17 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ssnas import search as module
+from ssnas import search as search_module
 from ssnas.config.schema import Search, Views
 from ssnas.data.views import Normalise
 from ssnas.errors import InputError
 from ssnas.networks.operations import RELAXATIONS
 from ssnas.networks.space import EDGES
 from ssnas.networks.supernet import Supernet
-from ssnas.search import Bilevel, encode, knn_monitor, search
-from ssnas.training import trainer as loop_module
+from ssnas.search import Bilevel, search
+from ssnas.training import trainer
 from ssnas.training.checkpoint import Checkpoint
-from ssnas.training.objectives import Images, SelfSupervised
+from ssnas.training.images import TrainingImages
+from ssnas.training.monitor import encode, knn_monitor
+from ssnas.training.objectives import SELF_SUPERVISED_LOSSES, SelfSupervised
 
 CONFIG = Search(
     channels=2,
@@ -40,7 +42,7 @@ def _few_operations(monkeypatch):
 @pytest.fixture
 def images(splits):
     train = splits.train.take(slice(0, 17))
-    return Images(torch.from_numpy(train.images), Normalise.of(train.images), True)
+    return TrainingImages(torch.from_numpy(train.images), Normalise.of(train.images), True)
 
 
 @pytest.fixture
@@ -54,15 +56,15 @@ def run(images, config=CONFIG, labels=None, monitor=None, checkpoint=None, seed=
     return search(images, config, Views(), seed, monitor, checkpoint)
 
 
-def history(found, without=("images_per_second",)):
-    return [{k: v for k, v in row.items() if k not in without} for row in found.history]
+def history(result, without=("images_per_second",)):
+    return [{k: v for k, v in row.items() if k not in without} for row in result.history]
 
 
-def choices(found):
+def choices(result):
     """The best operation of every edge."""
     return {
-        kind: [found.supernet.ops[i] for i in weights.argmax(dim=1)]
-        for kind, weights in found.supernet.architecture().items()
+        kind: [result.supernet.ops[i] for i in weights.argmax(dim=1)]
+        for kind, weights in result.supernet.architecture().items()
     }
 
 
@@ -99,18 +101,33 @@ def test_self_supervised_search_is_blind_to_labels(images, labels, objective):
     assert history(with_labels) != history(other)
 
 
+def test_one_entry_is_one_more_objective(images, monkeypatch):
+    """The search descends on the entry's loss, of embeddings of the projector's width."""
+    shapes = set()
+
+    def alignment(z_a, z_b, config):
+        shapes.add((z_a.shape, z_b.shape, config.temperature))
+        return (z_a - z_b).square().mean() + z_a.square().mean()
+
+    monkeypatch.setitem(SELF_SUPERVISED_LOSSES, "alignment", alignment)
+    config = replace(CONFIG, objective="alignment", batch_size=8, temperature=0.25, epochs=8)
+    losses = [row["loss_weights"] for row in run(images, config).history]
+    assert losses[-1] < losses[0]
+    assert shapes == {((8, 4), (8, 4), 0.25)}
+
+
 def test_supervised_search_sees_the_labels(images, labels):
     config = replace(CONFIG, objective="supervised", epochs=1, batch_size=8)
-    one, again, other = (run(images, config, given) for given in (labels, labels, 2 - labels))
+    one, again, other = (run(images, config, y) for y in (labels, labels, 2 - labels))
     assert same(one, again)
     assert not same(one, other)
 
 
 def test_supervised_search_needs_single_labels(images, labels):
     config = replace(CONFIG, objective="supervised")
-    for given in (None, torch.ones(17, 3)):
+    for unfit in (None, torch.ones(17, 3)):
         with pytest.raises(InputError, match=r"search\.objective: 'supervised'.*barlow-twins"):
-            run(images, config, given)
+            run(images, config, unfit)
 
 
 def test_another_seed_gives_another_search(images):
@@ -132,9 +149,9 @@ def uninterrupted():
 def test_resumed_equals_uninterrupted(
     tmp_path, monkeypatch, images, uninterrupted, fail_at, seconds
 ):
-    whole = uninterrupted.setdefault("found", None) or run(images)
-    uninterrupted["found"] = whole
-    monkeypatch.setattr(loop_module, "SAVE_SECONDS", seconds)
+    whole = uninterrupted.setdefault("result", None) or run(images)
+    uninterrupted["result"] = whole
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", seconds)
     step, calls = Bilevel.step_omega, []
 
     def interrupted(self, loss):
@@ -235,9 +252,9 @@ def test_zero_one_term_of_all_weights(bilevel, norm, expected):
 
 def test_softmax_has_no_zero_one_term(images):
     config = replace(CONFIG, relaxation="softmax", epochs=1, batch_size=8)
-    found = run(images, config)
-    assert [row["loss_zero_one"] for row in found.history] == [0.0]
-    assert same(found, run(images, replace(config, zero_one_weight=1e6)))
+    result = run(images, config)
+    assert [row["loss_zero_one"] for row in result.history] == [0.0]
+    assert same(result, run(images, replace(config, zero_one_weight=1e6)))
 
 
 def test_the_zero_one_weight_drives_alpha_apart(images):
@@ -287,11 +304,11 @@ def test_second_order_gradient_is_that_of_the_unrolled_step(momentum):
         return (omega * alpha - 1) ** 2
 
     step.step_omega(lambda: train_loss(toy.omega, toy.alpha))
-    buffer = step.descent.optimiser.state[toy.omega].get("momentum_buffer")
+    buffer = step.omega_optimiser.sgd.state[toy.omega].get("momentum_buffer")
     buffer = torch.tensor(0.0) if buffer is None else buffer.clone()
     omega, alpha = (p.detach().clone().requires_grad_() for p in (toy.omega, toy.alpha))
-    (own,) = torch.autograd.grad(train_loss(omega, alpha), omega, create_graph=True)
-    unrolled = omega - 0.1 * (momentum * buffer + own + 0.01 * omega)
+    (gradient,) = torch.autograd.grad(train_loss(omega, alpha), omega, create_graph=True)
+    unrolled = omega - 0.1 * (momentum * buffer + gradient + 0.01 * omega)
     (expected,) = torch.autograd.grad(val_loss(unrolled, alpha), alpha)
 
     before = toy.omega.detach().clone()
@@ -320,11 +337,11 @@ BILATERAL = replace(CONFIG, **BILATERAL_KEYS, epochs=3)
 
 
 def test_bilateral_search_follows_its_schedule(images, labels):
-    found = run(images, BILATERAL, labels)
-    ratios = [row["mixing_ratio"] for row in found.history]
+    result = run(images, BILATERAL, labels)
+    ratios = [row["mixing_ratio"] for row in result.history]
     assert ratios == pytest.approx([1, 1 - 1 / 9, 1 - 4 / 9])
-    assert {row["backbone_rate"] for row in found.history} == {CONFIG.alpha_learning_rate}
-    assert {row["cell"] for row in found.alphas} == {"normal", "reduce", "instance", "balanced"}
+    assert {row["backbone_rate"] for row in result.history} == {CONFIG.alpha_learning_rate}
+    assert {row["cell"] for row in result.alphas} == {"normal", "reduce", "instance", "balanced"}
 
 
 def test_heterogeneous_rates_slow_the_backbone_alone(images, labels, monkeypatch):
@@ -336,12 +353,12 @@ def test_heterogeneous_rates_slow_the_backbone_alone(images, labels, monkeypatch
         return step(self, *arguments)
 
     monkeypatch.setattr(Bilevel, "step_alpha", watch)
-    found = run(images, replace(BILATERAL, heterogeneous=True, batch_size=8), labels)
+    result = run(images, replace(BILATERAL, heterogeneous=True, batch_size=8), labels)
     factors = [math.exp(1 - 1 / a) for a in (1, 8 / 9, 5 / 9)]
     base = CONFIG.alpha_learning_rate
     assert [rate for rate, _ in rates] == pytest.approx([base * f for f in factors])
     assert [rate for _, rate in rates] == pytest.approx([base] * 3)
-    assert [row["backbone_rate"] for row in found.history] == pytest.approx(
+    assert [row["backbone_rate"] for row in result.history] == pytest.approx(
         [base * f for f in factors]
     )
 
@@ -350,7 +367,7 @@ def test_heterogeneous_rates_slow_the_backbone_alone(images, labels, monkeypatch
 def test_resumed_sampling_equals_uninterrupted(tmp_path, images, labels, monkeypatch, sampling):
     config = replace(BILATERAL, sampling=sampling, epochs=2, heterogeneous=sampling == "bilateral")
     whole = run(images, config, labels)
-    monkeypatch.setattr(loop_module, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0)
     step, calls = Bilevel.step_omega, []
 
     def interrupted(self, loss):
@@ -401,7 +418,7 @@ def test_a_search_of_no_epochs_leaves_a_random_genotype(images):
     ("count", "share", "sizes"), [(8, 0.5, (4, 4)), (17, 0.5, (8, 8)), (40, 0.8, (8, 32))]
 )
 def test_the_parts_of_alpha_and_omega_are_disjoint(count, share, sizes):
-    parts = module._parts(count, replace(CONFIG, omega_share=share), seed=0)
+    parts = search_module._alpha_and_omega_images(count, replace(CONFIG, omega_share=share), seed=0)
     drawn = torch.cat(parts).tolist()
     assert tuple(map(len, parts)) == sizes
     assert len(set(drawn)) == len(drawn)
@@ -459,13 +476,13 @@ def test_learning_rates_anneal_along_a_cosine(images):
 @pytest.mark.parametrize("relaxation", ["sigmoid", "softmax"])
 def test_every_weight_is_logged_every_epoch(images, relaxation):
     config = replace(CONFIG, relaxation=relaxation, batch_size=8)
-    found = run(images, config)
+    result = run(images, config)
     ops = RELAXATIONS[relaxation]
-    assert len(found.alphas) == 2 * 2 * 14 * len(ops)
-    places = {(r["epoch"], r["cell"], r["edge"], r["op"]) for r in found.alphas}
-    assert len(places) == len(found.alphas)
-    logged = {(r["epoch"], r["cell"], r["edge"], r["op"]): r["weight"] for r in found.alphas}
-    for kind, weights in found.supernet.architecture().items():
+    assert len(result.alphas) == 2 * 2 * 14 * len(ops)
+    places = {(r["epoch"], r["cell"], r["edge"], r["op"]) for r in result.alphas}
+    assert len(places) == len(result.alphas)
+    logged = {(r["epoch"], r["cell"], r["edge"], r["op"]): r["weight"] for r in result.alphas}
+    for kind, weights in result.supernet.architecture().items():
         for (source, target), row in zip(EDGES, weights.tolist(), strict=True):
             for op, weight in zip(ops, row, strict=True):
                 assert logged[2, kind, f"{source}->{target}", op] == weight
@@ -473,9 +490,9 @@ def test_every_weight_is_logged_every_epoch(images, relaxation):
 
 def test_decisions_count_the_logged_weights(images):
     config = replace(CONFIG, alpha_learning_rate=1.0, batch_size=8)
-    found = run(images, config)
-    for row in found.history:
-        logged = [r for r in found.alphas if r["epoch"] == row["epoch"]]
+    result = run(images, config)
+    for row in result.history:
+        logged = [r for r in result.alphas if r["epoch"] == row["epoch"]]
         decided = [r["weight"] < 0.15 or r["weight"] > 0.85 for r in logged]
         assert row["decided"] == pytest.approx(sum(decided) / len(logged))
         for kind in ("normal", "reduce"):
@@ -483,7 +500,7 @@ def test_decisions_count_the_logged_weights(images):
             for r in (r for r in logged if r["cell"] == kind):
                 best[r["edge"]] = max(best.get(r["edge"], (0, "")), (r["weight"], r["op"]))
             assert row[f"skip_{kind}"] == sum(op == "skip_connect" for _, op in best.values())
-    assert 0 < found.history[-1]["decided"] < 1
+    assert 0 < result.history[-1]["decided"] < 1
 
 
 def test_the_monitor_runs_every_few_epochs(images):

@@ -1,1 +1,1 @@
-"""The machine: device, precision, seeds, processes, CUDA graphs."""
+"""The machine: its device and precision, several processes as one, steps as CUDA graphs."""

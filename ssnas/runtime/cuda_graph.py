@@ -7,7 +7,7 @@ holds all of them, with the addresses that they read and write.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,17 +15,17 @@ from torch import Tensor
 WARM_UP = 3
 
 
-class Captured:
-    """A function of tensors whose work is the same list of kernels at every call.
+class GraphedStep:
+    """A step that always runs the same list of kernels, replayed as a CUDA graph.
 
-    On CUDA the first calls run as they are, so that optimisers, libraries and constants make what
-    they keep. The next one records the kernels, which executes none of them; it and every later
-    call copy their inputs to where the graph reads, and replay it. On other devices every call
-    is a plain one. Either way a call does the function's work exactly once.
+    On CUDA the first `WARM_UP` calls run as they are, so that optimisers, libraries and constants
+    make what they keep. The next call records the kernels, which executes none of them; it and
+    every later call copy their inputs to where the graph reads, and replay it. On other devices
+    every call is a plain one. Either way a call does the step's work exactly once.
 
     `SSNAS_GRAPHS=0` in the environment makes all calls plain ones.
 
-    Python runs while recording and never again. Hence the function must
+    Python runs while the graph is recorded and never again. Hence the step must
 
     - take what changes between calls from its inputs, or from tensors that others change in place,
       as learning rates are;
@@ -33,74 +33,85 @@ class Captured:
     - neither wait for the device nor copy from the host.
 
     Args:
-        function: of tensors on one device, of the same shapes at every call, and of integers, in
-            place of which a graph reads tensors without dimensions; returns tensors by name.
-        enabled: whether to record at all.
+        step: a function of tensors on one device, which have the same shapes at every call, and of
+            integers, in whose place the graph reads tensors without dimensions. It returns tensors
+            by name.
+        enabled: record at all; if not, every call is a plain one.
+
+    Example:
+        >>> double = GraphedStep(lambda x: {"double": 2 * x})
+        >>> double(torch.tensor([1.0, 3.0]))
+        {'double': tensor([2., 6.])}
     """
 
-    def __init__(self, function: Callable[..., dict[str, Tensor]], enabled: bool = True) -> None:
-        self.function, self.enabled = function, enabled
+    def __init__(self, step: Callable[..., dict[str, Tensor]], enabled: bool = True) -> None:
+        self.step, self.enabled = step, enabled
         self._plain_calls = 0
-        self._static: list[Tensor] = []
-        self._outputs: dict[str, Tensor] = {}
+        self._graph_inputs: list[Tensor] = []
+        self._graph_outputs: dict[str, Tensor] = {}
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, *inputs: Tensor | int) -> dict[str, Tensor]:
+        """Take one step.
+
+        Raises:
+            ValueError: for an input of another shape than the recorded one.
+        """
         if not (self.enabled and self._recordable(inputs)):
-            return self.function(*inputs)
+            return self.step(*inputs)
         if self._replay is not None:
-            for own, given in zip(self._static, inputs, strict=True):
-                _put(own, given)
+            for target, value in zip(self._graph_inputs, inputs, strict=True):
+                _write(target, value)
         elif self._plain_calls < WARM_UP:
             self._plain_calls += 1
             return self._warm_up(inputs)
         else:
-            self._static = _copies(inputs)
-            self._replay, self._outputs = self._record(self._static)
+            self._graph_inputs = _copies(inputs)
+            self._replay, self._graph_outputs = self._record(self._graph_inputs)
         self._replay()
-        # The next replay writes its outputs to the same places.
-        return {name: output.clone() for name, output in self._outputs.items()}
+        # The next replay writes its outputs to the same addresses.
+        return {name: output.clone() for name, output in self._graph_outputs.items()}
 
     @staticmethod
-    def _recordable(inputs: tuple[Tensor | int, ...]) -> bool:
+    def _recordable(inputs: Sequence[Tensor | int]) -> bool:
         return _device(inputs).type == "cuda" and os.environ.get("SSNAS_GRAPHS") != "0"
 
-    def _warm_up(self, inputs: tuple[Tensor | int, ...]) -> dict[str, Tensor]:
-        """One call on a stream of its own: autograd would tie later ones to the default stream."""
+    def _warm_up(self, inputs: Sequence[Tensor | int]) -> dict[str, Tensor]:
+        """Take a plain step on a side stream: autograd would tie later ones to the default one."""
         with torch.cuda.device(_device(inputs)):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                outputs = self.function(*inputs)
+                outputs = self.step(*inputs)
             torch.cuda.current_stream().wait_stream(side)
             return {name: output.clone() for name, output in outputs.items()}
 
     def _record(self, inputs: list[Tensor]) -> tuple[Callable[[], None], dict[str, Tensor]]:
-        """What replays the function's work on these very tensors, and where its outputs are."""
+        """Record the step on these very tensors; give the replay and the tensors it writes."""
         with torch.cuda.device(_device(inputs)):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                outputs = self.function(*inputs)
+                outputs = self.step(*inputs)
         return graph.replay, outputs
 
 
-def _device(inputs: list[Tensor] | tuple[Tensor | int, ...]) -> torch.device:
+def _device(inputs: Sequence[Tensor | int]) -> torch.device:
     return next(x.device for x in inputs if isinstance(x, Tensor))
 
 
-def _copies(inputs: tuple[Tensor | int, ...]) -> list[Tensor]:
+def _copies(inputs: Sequence[Tensor | int]) -> list[Tensor]:
     device = _device(inputs)
     return [
         x.clone() if isinstance(x, Tensor) else torch.full((), x, device=device) for x in inputs
     ]
 
 
-def _put(own: Tensor, given: Tensor | int) -> None:
-    if isinstance(given, int):
-        own.fill_(given)
-    elif given.shape == own.shape:
-        own.copy_(given)
+def _write(target: Tensor, value: Tensor | int) -> None:
+    if isinstance(value, int):
+        target.fill_(value)
+    elif value.shape == target.shape:
+        target.copy_(value)
     else:
         raise ValueError(
-            f"captured for inputs of shape {tuple(own.shape)}; found {tuple(given.shape)}"
+            f"captured for inputs of shape {tuple(target.shape)}; found {tuple(value.shape)}"
         )

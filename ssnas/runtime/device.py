@@ -1,4 +1,4 @@
-"""Device, precision, seeds and the measured cost of a run: the one place that knows the machine."""
+"""The machine: its device, its precision, random streams, and what a run costs on it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import contextlib
 import functools
 import os
 import platform
-import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,22 +17,29 @@ from ssnas.errors import InputError
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`auto`: the accelerator if there is one, else the CPU; or a device by its PyTorch name.
+    """Choose the device to compute on.
 
-    torchrun numbers the processes of a machine: each takes the accelerator of its own number,
-    unless the name has one.
+    torchrun numbers the processes of a machine in `LOCAL_RANK`: each process takes the accelerator
+    of its number, unless `name` has one.
+
+    Args:
+        name: `auto` for the accelerator if there is one, else the CPU; or a PyTorch device name.
 
     Raises:
         InputError: for a device that this machine does not have.
+
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
     """
     if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        name = "cpu" if found is None else found.type
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        name = "cpu" if accelerator is None else accelerator.type
     try:
         device = torch.device(name)
-        local = os.environ.get("LOCAL_RANK")
-        if local is not None and device.type != "cpu" and device.index is None:
-            device = torch.device(device.type, int(local))
+        local_rank = os.environ.get("LOCAL_RANK")
+        if local_rank is not None and device.type != "cpu" and device.index is None:
+            device = torch.device(device.type, int(local_rank))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -44,43 +51,66 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators, which only the initialisation of weights draws from."""
+    """Seed PyTorch's global generators, and let cuDNN choose deterministic kernels.
+
+    Only the initialisation of weights draws from the global generators. Everything else draws from
+    streams of its own, see `generator`.
+    """
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
 
 
-def generator(device: torch.device, *seeds: int) -> torch.Generator:
-    """A generator of `device` for a stream named by integers, for instance (seed, purpose)."""
+def generator(device: torch.device, *stream: int) -> torch.Generator:
+    """Start the random stream that is named by integers, for instance (seed, purpose, epoch).
+
+    The same name gives the same numbers; two names give independent ones.
+
+    Example:
+        >>> cpu = torch.device("cpu")
+        >>> first, again, other = (generator(cpu, 0, purpose) for purpose in (1, 1, 2))
+        >>> numbers = torch.rand(3, generator=first)
+        >>> torch.equal(numbers, torch.rand(3, generator=again))
+        True
+        >>> torch.equal(numbers, torch.rand(3, generator=other))
+        False
+    """
     mixed = 0
-    for value in seeds:
-        mixed = (mixed * 1_000_003 + value + 1) % (2**63)
+    for part in stream:
+        mixed = (mixed * 1_000_003 + part + 1) % (2**63)
     return torch.Generator(device=device).manual_seed(mixed)
 
 
-def constant(values: tuple, like: Tensor) -> Tensor:
-    """A tensor of these numbers, nested in tuples, of the dtype and on the device of `like`.
+def constant(values: tuple[Any, ...], like: Tensor) -> Tensor:
+    """Give a tensor of these numbers, of the dtype and on the device of `like`.
 
-    It is made once and kept: to copy from the host would make an accelerator wait at every step,
-    and a captured step reads it where it lies.
+    The tensor is made once and kept, so nobody may change it. Copying numbers from the host would
+    make an accelerator wait at every step, and a recorded step needs them at a fixed address.
+
+    Args:
+        values: numbers, or equally long tuples of them for more dimensions.
+
+    Example:
+        >>> constant((0.5, 2.0), like=torch.zeros(3))
+        tensor([0.5000, 2.0000])
     """
     return _constant(values, like.dtype, like.device)
 
 
 @functools.cache
-def _constant(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=dtype, device=device)
 
 
-def autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """bfloat16 mixed precision on an accelerator, full precision on the CPU."""
+def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Compute in bfloat16 mixed precision on an accelerator, in full precision on the CPU."""
     if device.type == "cpu":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """What a figure of cost was measured on: device, threads, versions."""
+    """Name the device, the number of CPU threads, and the versions of PyTorch and Python."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
         "device": name,
@@ -98,9 +128,16 @@ def _cpu_name() -> str:
     return f"{platform.processor() or platform.machine()} (CPU)"
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory so far: of the device, or of this process on the CPU."""
+def peak_memory_mb(device: torch.device) -> int | None:
+    """Peak memory in MiB since the process started: of a CUDA device, else of the process.
+
+    It is None for a CPU under Windows, which does not tell.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    try:
+        import resource
+    except ImportError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)

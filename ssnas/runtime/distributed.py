@@ -1,8 +1,8 @@
-"""Several processes as one: each takes a part of every batch; gradients are averaged.
+"""Several processes as one: each takes a part of every batch, and gradients are averaged.
 
-Without a process group every function returns its input unchanged. What couples the samples of a
-batch, a loss (`gather`) or batch norm (`ssnas.engine.batch_norm`), sees the parts of all processes,
-so that W processes compute what one would with the same batch.
+Two things couple the samples of a batch: a loss (see `gather`) and batch norm (see
+`ssnas.engine.batch_norm`). Both see the rows of all processes, so that W processes compute what one
+would compute with the same batch. Without a process group every function returns its input.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,18 +20,22 @@ from ssnas.errors import InputError
 
 
 def active() -> bool:
+    """Tell if this process belongs to a group of several."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
+    """The number of this process in its group, from 0; 0 without a group."""
     return dist.get_rank() if active() else 0
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """The process group that `torchrun` started this process for, if it did.
+    """Join the process group that `torchrun` started this process for; without one do nothing.
 
-    On an accelerator with an index `device` becomes the current one, since objects are sent there.
+    Args:
+        device: of this process. An accelerator with an index becomes the current one, since
+            PyTorch sends objects from there.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -50,7 +55,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def agreed(decision: bool) -> bool:
-    """The first process's decision, in all of them: one that goes on alone would wait for ever."""
+    """Give the first process's decision to all: one that goes on alone would wait for ever."""
     if not active():
         return decision
     decisions = [decision]
@@ -59,10 +64,14 @@ def agreed(decision: bool) -> bool:
 
 
 def shard(batch: Tensor) -> Tensor:
-    """This process's part of a batch (N, …): every W-th row of W processes.
+    """Take this process's rows of a batch (N, …): every W-th row of W processes.
 
     Raises:
         InputError: if W does not divide N.
+
+    Example:
+        >>> shard(torch.arange(4))
+        tensor([0, 1, 2, 3])
     """
     if not active():
         return batch
@@ -76,24 +85,24 @@ def shard(batch: Tensor) -> Tensor:
 
 
 def gather(x: Tensor) -> Tensor:
-    """The rows of all processes, (N, …) to (W N, …), in the batch's order: `shard` undone.
+    """Join the rows of all processes, (N, …) to (W N, …), in the batch's order: `shard` undone.
 
-    A loss that couples the samples of a batch is computed on the whole batch by every process.
-    Gradients flow to the rows of all of them: each row gets its own W times, and
-    `average_gradients` divides by W.
+    Every process then computes a loss that couples the samples on the whole batch. Gradients flow
+    to the rows of all processes: each row gets its gradient W times, and `average_gradients`
+    divides by W.
     """
     return _Gather.apply(x.contiguous()) if active() else x
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x)
-        return torch.stack(parts, dim=1).flatten(0, 1)
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        rows = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(rows, x)
+        return torch.stack(rows, dim=1).flatten(0, 1)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return shard(gradient)

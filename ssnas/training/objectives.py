@@ -1,108 +1,87 @@
-"""What a network is trained for: each objective draws its inputs and computes its loss.
+"""The losses that a network is trained by, and the inputs that each of them draws.
 
-`draw` takes indices, (N, samplers), to tensors on the device, N rows each; calling the objective
-with a model and those of a batch gives the loss. A step that needs the loss several times on the
-same inputs (second-order search) draws once.
+- Self-supervised: a loss between the embeddings of two random views of each image, one of
+  `SELF_SUPERVISED_LOSSES`. Here the Barlow Twins loss enters the search.
+- `supervised`: a criterion on the logits of lightly augmented images and their labels.
+
+An objective has two halves. `draw` turns indices of images into tensors on the device; calling the
+objective with a model and these tensors gives the loss. So a step that needs the loss several times
+on the same inputs (the second-order search) draws once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ssnas import losses
 from ssnas.config.schema import Search, Sgd, Views
-from ssnas.data import Dataset
-from ssnas.data.views import Normalise, crop_and_flip, views
+from ssnas.data.views import crop_and_flip, views
 from ssnas.engine.batch_norm import Norm
 from ssnas.networks.bilateral import BilateralSupernet, bilateral_loss, mixing_ratio
-from ssnas.runtime.device import autocast, generator
-from ssnas.runtime.distributed import gather, shard
-
-BLOCK_PIXELS = 2**20
-OBJECTIVES = ("barlow-twins", "nt-xent", "supervised")
+from ssnas.runtime.device import autocast
+from ssnas.runtime.distributed import gather
+from ssnas.training.images import TrainingImages
 
 Criterion = Callable[[Tensor, Tensor, int | Tensor], Tensor]
-"""(logits, targets, epoch) to a loss; epochs count from 0, as a tensor where a step is captured."""
+"""(logits, targets, epoch) to a loss; the epoch counts from 0, as a tensor in a recorded step."""
+
+EmbeddingLoss = Callable[[Tensor, Tensor, Search], Tensor]
+"""Two views' embeddings, (N, D) each, and the settings of the search to a loss."""
 
 
-@dataclass(frozen=True)
-class Images:
-    """What training sees: uint8 images (N, H, W, C) on the device, and how to show them.
+def _barlow_twins(z_a: Tensor, z_b: Tensor, config: Search) -> Tensor:
+    return config.loss_scale * losses.barlow_twins(z_a, z_b, lambd=config.lambd)
 
-    `labels` stay None for the self-supervised objectives.
+
+def _nt_xent(z_a: Tensor, z_b: Tensor, config: Search) -> Tensor:
+    return losses.nt_xent(z_a, z_b, temperature=config.temperature)
+
+
+SELF_SUPERVISED_LOSSES: dict[str, EmbeddingLoss] = {
+    "barlow-twins": _barlow_twins,
+    "nt-xent": _nt_xent,
+}
+"""The self-supervised losses by name. One more entry is one more objective of the search."""
+
+OBJECTIVES = (*SELF_SUPERVISED_LOSSES, "supervised")
+"""The names that `search.objective` accepts."""
+
+
+class Objective(nn.Module):
+    """A loss to minimise; calling it with (model, inputs, epoch) gives the loss.
+
+    The model maps images (N, C, H, W) to features or logits. The epoch counts from 0; it is a
+    tensor in a recorded step.
     """
 
-    pixels: Tensor
-    normalise: Normalise
-    flip: bool
-    labels: Tensor | None = None
-    num_classes: int = 0
-
-
-def images_of(data: Dataset, normalise: Normalise, flip: bool, device: torch.device) -> Images:
-    """The images and labels of a data set on the device."""
-    pixels, labels = (torch.from_numpy(array).to(device) for array in (data.images, data.labels))
-    return Images(pixels, normalise, flip, labels, data.num_classes)
-
-
-class Draws:
-    """What `objective` draws for each step, in blocks of several steps.
-
-    A view is many small kernels, and as many for one image as for thousands: an accelerator gets
-    through them once a block. Every block has a random generator of its own, named by what it is
-    for, so a training that goes on in the middle of a block draws the same again. The block's size
-    follows from that of the batches and images alone.
-
-    Args:
-        seed, stream: of the random numbers.
-    """
-
-    def __init__(self, objective: nn.Module, images: Images, seed: int, stream: int) -> None:
-        self.objective, self.images = objective, images
-        self.seeds = seed, stream
-        self._epoch: int | None = None
-        self._block: int | None = None
-
-    def of(self, batches: Tensor, epoch: int, step: int) -> list[tuple[Tensor, ...]]:
-        """For each part of the step's batch (see `sampling.draw_batches`) what is drawn.
+    def draw(
+        self, images: TrainingImages, indices: Tensor, random: torch.Generator
+    ) -> tuple[Tensor, ...]:
+        """Draw the inputs for a batch.
 
         Args:
-            batches: of the epoch, (steps, batch, parts, samplers).
+            indices: (N, samplers), of the images that each sampler chose.
+            random: generator of the images' device.
+
+        Returns:
+            Tensors on the device, of N rows each.
         """
-        if epoch != self._epoch:
-            # One copy from the host an epoch, since each makes an accelerator wait.
-            self._indices = batches.to(self.images.pixels.device)
-            self._epoch, self._block = epoch, None
-        pixels = batches[0].numel() * self.images.pixels[0, ..., 0].numel()
-        steps = max(1, BLOCK_PIXELS // pixels)
-        block, position = divmod(step, steps)
-        if block != self._block:
-            self._drawn = self._draw(self._indices[block * steps :][:steps], block)
-            self._block = block
-        return [
-            tuple(drawn[position, part] for drawn in self._drawn)
-            for part in range(batches.shape[2])
-        ]
-
-    def _draw(self, block: Tensor, number: int) -> list[Tensor]:
-        """Each of the objective's tensors for all steps, (steps, parts, batch, …).
-
-        Every process draws for whole batches, so that their number changes nothing, and keeps its
-        own rows.
-        """
-        whole = block.transpose(1, 2)
-        random = generator(block.device, *self.seeds, self._epoch, number)
-        drawn = self.objective.draw(self.images, whole.flatten(0, 2), random)
-        drawn = [tensor.unflatten(0, whole.shape[:3]) for tensor in drawn]
-        return [shard(tensor.movedim(2, 0)).movedim(0, 2) for tensor in drawn]
+        raise NotImplementedError
 
 
-class SelfSupervised(nn.Module):
-    """Barlow Twins or NT-Xent between the projections of two random views."""
+class SelfSupervised(Objective):
+    """One of `SELF_SUPERVISED_LOSSES` between the projections of two random views.
+
+    The projector is that of Barlow Twins (Zbontar et al. 2021), three linear layers of one width.
+
+    Args:
+        config: names the loss and gives its settings and the projector's width.
+        view_settings: strengths and probabilities of the random views.
+        features: length of the vector that the model gives for an image.
+    """
 
     def __init__(self, config: Search, view_settings: Views, features: int) -> None:
         super().__init__()
@@ -118,64 +97,86 @@ class SelfSupervised(nn.Module):
         )
         self.config, self.views = config, view_settings
 
-    def draw(self, images: Images, batch: Tensor, random: torch.Generator) -> tuple[Tensor, ...]:
-        """Two views of each image, (N, C, H, W)."""
-        pixels = images.pixels[batch[:, 0]]
+    def draw(
+        self, images: TrainingImages, indices: Tensor, random: torch.Generator
+    ) -> tuple[Tensor, ...]:
+        """Draw two views of each image, (N, C, H, W) each."""
+        pixels = images.pixels[indices[:, 0]]
         pair = [views(pixels, random, self.views, images.flip) for _ in range(2)]
         return tuple(images.normalise.standardise(view) for view in pair)
 
     def forward(
         self,
         encoder: Callable[[Tensor], Tensor],
-        drawn: tuple[Tensor, ...],
+        inputs: tuple[Tensor, ...],
         epoch: int | Tensor,
     ) -> Tensor:
         # In one context, within which weights are cast once for both views.
-        with autocast(drawn[0].device):
-            projections = [self.projector(encoder(view)) for view in drawn]
-        embeddings = [gather(projection.float()) for projection in projections]
-        if self.config.objective == "barlow-twins":
-            loss = losses.barlow_twins(*embeddings, lambd=self.config.lambd)
-            return self.config.loss_scale * loss
-        return losses.nt_xent(*embeddings, temperature=self.config.temperature)
+        with autocast(inputs[0].device):
+            projections = [self.projector(encoder(view)) for view in inputs]
+        z_a, z_b = (gather(projection.float()) for projection in projections)
+        return SELF_SUPERVISED_LOSSES[self.config.objective](z_a, z_b, self.config)
 
 
-class Supervised(nn.Module):
-    """A criterion on the logits of lightly augmented images."""
+class Supervised(Objective):
+    """A criterion on the logits of lightly augmented images.
+
+    Args:
+        criterion: see `ssnas.losses.make_loss`.
+        crop_padding: how far an image is shifted at most, as a share of its longer side.
+    """
 
     def __init__(self, criterion: Criterion, crop_padding: float) -> None:
         super().__init__()
         self.criterion, self.crop_padding = criterion, crop_padding
 
-    def draw(self, images: Images, batch: Tensor, random: torch.Generator) -> tuple[Tensor, ...]:
-        """For each sampler the images, (N, C, H, W), and their labels."""
+    def draw(
+        self, images: TrainingImages, indices: Tensor, random: torch.Generator
+    ) -> tuple[Tensor, ...]:
+        """Draw for each sampler the images, (N, C, H, W), and their labels."""
+        assert images.labels is not None, "a supervised objective reads labels"
         padding = round(self.crop_padding * max(images.pixels.shape[1:3]))
-        drawn: tuple[Tensor, ...] = ()
-        for chosen in batch.T:
+        inputs: tuple[Tensor, ...] = ()
+        for chosen in indices.T:
             pixels = crop_and_flip(images.pixels[chosen], random, padding, images.flip)
-            drawn += (images.normalise(pixels), images.labels[chosen])
-        return drawn
+            inputs += (images.normalise(pixels), images.labels[chosen])
+        return inputs
 
-    def forward(self, network: nn.Module, drawn: tuple[Tensor, ...], epoch: int | Tensor) -> Tensor:
-        x, targets = drawn
+    def forward(
+        self,
+        network: Callable[[Tensor], Tensor],
+        inputs: tuple[Tensor, ...],
+        epoch: int | Tensor,
+    ) -> Tensor:
+        x, targets = inputs
         with autocast(x.device):
             logits = network(x)
         return self.criterion(gather(logits.float()), gather(targets), epoch)
 
 
 class Bilateral(Supervised):
-    """BBN's mixture of two branches, one a sampler (Zhou et al. 2020; H24)."""
+    """BBN's mixture of two branches, each with a sampler of its own (Zhou et al. 2020; H24).
+
+    Args:
+        criterion: see `ssnas.losses.make_loss`.
+        config: gives the schedule of the mixing ratio and the crop's padding.
+    """
 
     def __init__(self, criterion: Criterion, config: Sgd) -> None:
         super().__init__(criterion, config.crop_padding)
         self.config = config
 
     def ratio(self, epoch: int) -> float:
+        """The mixing ratio of an epoch (from 0): the share of the branch without re-sampling."""
         config = self.config
         return mixing_ratio(config.mixing, epoch, config.epochs, config.steepness)
 
-    def forward(self, network: BilateralSupernet, drawn: tuple[Tensor, ...], epoch: int) -> Tensor:
-        x_instance, y_instance, x_balanced, y_balanced = drawn
+    # The mixing ratio decides which branches are computed at all, so the step is never recorded,
+    # and its epoch is a number.
+    def forward(  # type: ignore[override]
+        self, network: BilateralSupernet, inputs: tuple[Tensor, ...], epoch: int
+    ) -> Tensor:
+        x_instance, y_instance, x_balanced, y_balanced = inputs
         ratio = self.ratio(epoch)
         with autocast(x_instance.device):
             logits = network.mixed(x_instance, x_balanced, ratio)
@@ -189,7 +190,7 @@ class Bilateral(Supervised):
 
 
 def supervised(criterion: Criterion, config: Sgd) -> Supervised:
-    """The supervised objective of a sampling scheme."""
+    """Make the supervised objective of a sampling scheme."""
     if config.sampling == "bilateral":
         return Bilateral(criterion, config)
     return Supervised(criterion, config.crop_padding)

@@ -1,4 +1,4 @@
-"""The loop that every training runs in: resumable, guarded against NaN, telling its progress."""
+"""The loop that every training runs in: resumable, guarded against NaN, with a progress line."""
 
 from __future__ import annotations
 
@@ -22,58 +22,50 @@ REPORT_SECONDS = 5
 
 
 class Stateful(Protocol):
+    """Anything that a checkpoint restores: modules, optimisers, random streams, logs."""
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
-class GeneratorState:
-    """A random generator as something with a state dict."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"state": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.generator.set_state(state["state"])
-
-
-class Loop:
-    """Epochs of steps over batches of indices, resumed exactly where they were.
+class Trainer:
+    """The loop of epochs and steps of a training, resumed exactly where it was.
 
     Args:
-        name: what the messages call it.
-        epochs: how many.
-        state: everything that a step changes, by name: weights, optimisers, schedulers,
-            generators.
-        draw_batches: gives an epoch's batches, an index tensor (steps, batch) on the CPU.
-        step: trains on one batch of indices and returns scalars to average over the epoch, all
-            of which must stay finite.
-        finish_epoch: called with the epoch (from 1) after its last step; returns more figures for
-            the epoch's row. A true value under the key `stop` ends the training.
-        checkpoint: where the state is kept, or None.
+        name: of the training, in messages.
+        epochs: to train for.
+        state: everything that a step changes, by name: weights, optimisers, random streams.
+        draw_epoch: gives an epoch's batches, an index tensor (steps, batch, …) on the CPU.
+        step: trains on one batch. It is called with the epoch's batches, the epoch and the number
+            of the step, both from 0, and returns scalars to average over the epoch, all of which
+            must stay finite.
+        finish_epoch: called after an epoch's last step with the epoch's number, from 1; returns
+            more figures for its row. A true value under the key `stop` ends the training.
+        checkpoint: keeps the state, or None.
 
     Attributes:
         history: one row of figures an epoch.
-        batches: of the current epoch.
-        done: how many of its steps are.
+        batches: of the current epoch; None between epochs.
+        done: the number of its steps that are done.
         seconds: spent so far, interrupted parts included.
     """
+
+    REPORTED = ("loss", "loss_weights", "knn_accuracy", "decided", "val_balanced_accuracy")
+    """The figures of a row that the progress line shows."""
 
     def __init__(
         self,
         name: str,
         epochs: int,
         state: Mapping[str, Stateful],
-        draw_batches: Callable[[], Tensor],
-        step: Callable[[Tensor], dict[str, Tensor]],
+        draw_epoch: Callable[[], Tensor],
+        step: Callable[[Tensor, int, int], dict[str, Tensor]],
         finish_epoch: Callable[[int], dict[str, Any]],
         checkpoint: Checkpoint | None = None,
     ) -> None:
         self.name, self.epochs, self.state = name, epochs, dict(state)
-        self.draw_batches, self.step, self.finish_epoch = draw_batches, step, finish_epoch
+        self.draw_epoch, self.step, self.finish_epoch = draw_epoch, step, finish_epoch
         self.checkpoint = checkpoint
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -89,7 +81,7 @@ class Loop:
         return len(self.history)
 
     def run(self) -> list[dict[str, Any]]:
-        """Train to the end, from the checkpoint if there is one of this very work.
+        """Train to the end, from the checkpoint where there is one, and return the history.
 
         Raises:
             InputError: at the first step whose figures are not finite; the last checkpoint before
@@ -107,10 +99,11 @@ class Loop:
     def _run_epoch(self) -> None:
         began = time.monotonic() - self._epoch_seconds
         if self.batches is None:
-            self.batches, self.done, self._totals = self.draw_batches(), 0, {}
+            self.batches, self.done, self._totals = self.draw_epoch(), 0, {}
+        batches = self.batches
         pending: list[dict[str, Tensor]] = []
-        while self.done < len(self.batches):
-            pending.append(self.step(self.batches[self.done]))
+        while self.done < len(batches):
+            pending.append(self.step(batches, self.epoch, self.done))
             self.done += 1
             # Processes that save by their own clocks would resume at different steps.
             due = time.monotonic() - self._saved > SAVE_SECONDS and not distributed.active()
@@ -120,29 +113,33 @@ class Loop:
                 self._epoch_seconds = time.monotonic() - began
                 self._save()
         self._collect(pending)
-        steps, images = len(self.batches), self.batches.numel()
         seconds = time.monotonic() - began
-        means = {key: float(total) / steps for key, total in self._totals.items()}
+        means = {key: float(total) / len(batches) for key, total in self._totals.items()}
         self.seconds += seconds
         self.batches, self._epoch_seconds = None, 0.0
         epoch = len(self.history) + 1
-        extra = self.finish_epoch(epoch)
-        self._stopped = bool(extra.pop("stop", False))
-        rate = {"images_per_second": round(images / seconds, 1)}
-        self.history.append({"epoch": epoch, **means, **extra, **rate})
+        more = self.finish_epoch(epoch)
+        self._stopped = bool(more.pop("stop", False))
+        rate = {"images_per_second": round(batches.numel() / seconds, 1)}
+        self.history.append({"epoch": epoch, **means, **more, **rate})
 
     @staticmethod
     def _check_steps(pending: list[dict[str, Tensor]]) -> float:
-        """How many steps may pass between looks at their figures.
+        """The number of steps between two looks at their figures.
 
         A look makes an accelerator wait, which then gets its next kernels one by one.
         """
         return 1 if next(iter(pending[0].values())).is_cpu else math.inf
 
     def _collect(self, pending: list[dict[str, Tensor]]) -> None:
-        """Add the steps' figures to the epoch's totals; refuse what is not finite."""
+        """Add the steps' figures to the epoch's totals, and empty `pending`.
+
+        Raises:
+            InputError: for the first figure that is not finite.
+        """
         if not pending:
             return
+        zero = torch.zeros((), dtype=torch.float64)
         for key in pending[0]:
             values = torch.stack([figures[key].detach().double() for figures in pending])
             finite = values.isfinite()
@@ -150,7 +147,7 @@ class Loop:
                 bad = int(finite.logical_not().nonzero()[0])
                 step = self.done - len(pending) + bad + 1
                 raise InputError(self._diverged(key, float(values[bad]), step))
-            self._totals[key] = self._totals.get(key, 0.0) + values.sum().cpu()
+            self._totals[key] = self._totals.get(key, zero) + values.sum().cpu()
         pending.clear()
 
     def _diverged(self, key: str, value: float, step: int) -> str:
@@ -177,14 +174,14 @@ class Loop:
             "epoch_seconds": self._epoch_seconds,
             "stopped": self._stopped,
         }
-        parts = {name: part.state_dict() for name, part in self.state.items()}
+        parts = {name: stateful.state_dict() for name, stateful in self.state.items()}
         self.checkpoint.save({"position": position, "parts": parts})
 
     def _refuse_broken_weights(self) -> None:
-        """A loss may be finite while its gradient was not: such weights are never saved."""
-        for name, part in self.state.items():
-            if isinstance(part, nn.Module):
-                for tensor in part.state_dict().values():
+        """Never save weights that are not finite: a loss may be finite, its gradient not."""
+        for name, stateful in self.state.items():
+            if isinstance(stateful, nn.Module):
+                for tensor in stateful.state_dict().values():
                     if not tensor.isfinite().all():
                         raise InputError(self._diverged(f"{name} weights", math.nan, self.done))
 
@@ -192,8 +189,8 @@ class Loop:
         saved = self.checkpoint.load() if self.checkpoint else None
         if saved is None:
             return
-        for name, part in self.state.items():
-            part.load_state_dict(saved["parts"][name])
+        for name, stateful in self.state.items():
+            stateful.load_state_dict(saved["parts"][name])
         position = saved["position"]
         self.history, self.seconds = position["history"], position["seconds"]
         self.batches, self.done = position["batches"], position["done"]
@@ -215,19 +212,17 @@ class Loop:
         row = self.history[-1]
         done = len(self.history) - self._start_epoch
         left = (now - self._started) / done * (self.epochs - len(self.history))
-        shown = [
+        figures = [
             f"{key.replace('_', ' ')} {value:.4g}"
             for key, value in row.items()
-            if isinstance(value, float) and key in self.shown
+            if isinstance(value, float) and key in self.REPORTED
         ]
         log.info(
             "%s  epoch %d/%d  %s  %.0f images/s  ETA %d:%02d",
             self.name,
             row["epoch"],
             self.epochs,
-            "  ".join(shown),
+            "  ".join(figures),
             row["images_per_second"],
             *divmod(round(left), 60),
         )
-
-    shown = ("loss", "loss_weights", "knn_accuracy", "decided", "val_balanced_accuracy")

@@ -10,8 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ssnas import finetune as train
-from ssnas import losses, search
+from ssnas import finetune, losses, search
 from ssnas.config.schema import Finetune, Search, Views
 from ssnas.data.views import Normalise
 from ssnas.engine.cpu import library as kernels
@@ -19,15 +18,18 @@ from ssnas.losses import make_loss
 from ssnas.networks.derived import DerivedNetwork
 from ssnas.networks.operations import RELAXATIONS
 from ssnas.networks.supernet import Supernet
-from ssnas.runtime import cuda_graph as capture
-from ssnas.runtime.cuda_graph import WARM_UP, Captured
+from ssnas.runtime import cuda_graph
+from ssnas.runtime.cuda_graph import WARM_UP, GraphedStep
 from ssnas.search import Bilevel
+from ssnas.training import batches as batches_module
 from ssnas.training import objectives
-from ssnas.training import trainer as loop_module
+from ssnas.training import trainer as trainer_module
+from ssnas.training.batches import BatchStream
 from ssnas.training.checkpoint import Checkpoint
-from ssnas.training.objectives import Draws, Images, SelfSupervised, Supervised
-from ssnas.training.optimizer import Descent, set_rate
-from ssnas.training.trainer import Loop
+from ssnas.training.images import TrainingData, TrainingImages
+from ssnas.training.objectives import SelfSupervised, Supervised
+from ssnas.training.optimizer import CosineSgd, set_rate
+from ssnas.training.trainer import Trainer
 
 COUNTS = (20, 8, 4)
 SEARCH = Search(channels=2, stem_multiplier=1, batch_size=4, projector=4, alpha_learning_rate=0.05)
@@ -75,15 +77,15 @@ class Tape(NeverWaiting):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        given = tensors((args, kwargs))
-        for tensor in given:
+        inputs = tensors((args, kwargs))
+        for tensor in inputs:
             if storage(tensor) not in self.before.keys() | self.made:
                 self.before[storage(tensor)] = (tensor, tensor.untyped_storage().clone())
         outputs = super().__torch_dispatch__(function, types, args, kwargs)
-        read = {storage(tensor) for tensor in given}
+        read = {storage(tensor) for tensor in inputs}
         fresh = [storage(tensor) not in read for tensor in tensors(outputs)]
         self.made |= {storage(t) for t, new in zip(tensors(outputs), fresh, strict=True) if new}
-        self.kept += [given, outputs]
+        self.kept += [inputs, outputs]
         if function._schema.is_mutable or any(fresh):
             self.kernels.append((function, args, kwargs, tensors(outputs), fresh))
         return outputs
@@ -97,26 +99,26 @@ class Tape(NeverWaiting):
     def replay(self):
         for function, args, kwargs, outputs, fresh in self.kernels:
             again = tensors(function(*args, **kwargs))
-            for old, new, own in zip(outputs, again, fresh, strict=True):
-                if own:
+            for old, new, is_new in zip(outputs, again, fresh, strict=True):
+                if is_new:
                     old.copy_(new)
 
 
-class Taped(Captured):
-    """`Captured` with a tape in the place of the CUDA graph; afterwards there is no function."""
+class Taped(GraphedStep):
+    """`GraphedStep` with a tape in the place of the CUDA graph; afterwards there is no function."""
 
     @staticmethod
     def _recordable(inputs):
         return True
 
     def _warm_up(self, inputs):
-        return self.function(*inputs)
+        return self.step(*inputs)
 
     def _record(self, inputs):
         with Tape() as tape:
-            outputs = self.function(*inputs)
+            outputs = self.step(*inputs)
         tape.undo()
-        self.function = None
+        self.step = None
         return tape.replay, outputs
 
 
@@ -186,7 +188,7 @@ def bilevel_step(kind, objective):
     advance = kind(bilevel.step)
 
     def step(number):
-        set_rate(bilevel.descent.optimiser, 0, 0.1 / (1 + number))
+        set_rate(bilevel.omega_optimiser.sgd, 0, 0.1 / (1 + number))
         set_rate(bilevel.alpha_optimiser, 0, 0.02 * number)
         drawn = []
         for half in range(2):
@@ -201,36 +203,36 @@ def bilevel_step(kind, objective):
 def descent_step(kind, loss, genotype):
     torch.manual_seed(0)
     network = DerivedNetwork(genotype, 2, 3, 3, 3, 1)
-    descent = Descent(network.parameters(), Finetune(learning_rate=0.1, epochs=2 * STEPS))
+    optimiser = CosineSgd(network.parameters(), Finetune(learning_rate=0.1, epochs=2 * STEPS))
     criterion = make_loss(loss, COUNTS, num_images=sum(COUNTS), epochs=STEPS)
     objective = Supervised(criterion, 0.0)
 
     def descend(epoch, *drawn):
         value = objective(network, drawn, epoch)
-        descent.step(value)
+        optimiser.step(value)
         return {"loss": value.detach()}
 
     advance = kind(descend)
 
     def step(number):
         figures = advance(number, randn(4, 3, 8, 8, seed=number), torch.arange(4).roll(number) % 3)
-        descent.finish_epoch()
+        optimiser.finish_epoch()
         return figures
 
-    return step, {"network": network, "descent": descent}
+    return step, {"network": network, "descent": optimiser}
 
 
 def assert_replay_is_the_step(make):
     """Bit for bit the same figures and the same state, of optimisers and buffers too."""
-    (eager, expected), (taped, state) = make(Captured), make(Taped)
+    (eager, expected), (taped, state) = make(GraphedStep), make(Taped)
     for number in range(STEPS):
         figures = eager(number), taped(number)
         assert figures[0] == figures[1], number
         assert all(value.isfinite() for value in figures[0].values())
     for name, part in expected.items():
-        wanted, found = (tensors(p.state_dict()) for p in (part, state[name]))
-        assert len(wanted) == len(found)
-        assert all(a.equal(b) for a, b in zip(wanted, found, strict=True)), name
+        expected_tensors, actual = (tensors(p.state_dict()) for p in (part, state[name]))
+        assert len(expected_tensors) == len(actual)
+        assert all(a.equal(b) for a, b in zip(expected_tensors, actual, strict=True)), name
 
 
 @pytest.mark.parametrize("objective", ["barlow-twins", "nt-xent", "supervised"])
@@ -244,7 +246,7 @@ def test_replayed_descent_equals_the_eager_one(genotype, loss):
     assert_replay_is_the_step(partial(descent_step, loss=loss, genotype=genotype))
 
 
-# What `Captured` promises
+# What `GraphedStep` promises
 
 
 def test_elsewhere_every_call_is_a_plain_one():
@@ -254,9 +256,9 @@ def test_elsewhere_every_call_is_a_plain_one():
         calls.append(number)
         return {"double": 2 * x}
 
-    captured = Captured(function)
+    graphed = GraphedStep(function)
     for number in range(WARM_UP + 2):
-        assert captured(number, torch.tensor(3.0))["double"] == 6
+        assert graphed(number, torch.tensor(3.0))["double"] == 6
     assert calls == list(range(WARM_UP + 2))
 
 
@@ -268,35 +270,35 @@ def test_each_call_does_the_work_once_and_outputs_stay():
         total.add_(x * number)
         return {"total": 1 * total}
 
-    captured = Taped(function)
-    outputs = [captured(n, torch.tensor([1.0, 10.0]))["total"] for n in range(WARM_UP + 3)]
+    graphed = Taped(function)
+    outputs = [graphed(n, torch.tensor([1.0, 10.0]))["total"] for n in range(WARM_UP + 3)]
     sums = [n * (n + 1) // 2 for n in range(WARM_UP + 3)]
     assert [output.tolist() for output in outputs] == [[n, 10 * n] for n in sums]
     assert len(calls) == WARM_UP + 1
 
 
 def test_inputs_of_another_shape_are_refused():
-    captured = Taped(lambda x: {"double": 2 * x})
+    graphed = Taped(lambda x: {"double": 2 * x})
     for _ in range(WARM_UP + 1):
-        captured(torch.zeros(3))
+        graphed(torch.zeros(3))
     with pytest.raises(ValueError, match=r"shape \(3,\); found \(1,\)"):
-        captured(torch.zeros(1))
+        graphed(torch.zeros(1))
 
 
 def test_the_environment_switches_graphs_off(monkeypatch):
     elsewhere = torch.empty(2, device="meta")
-    monkeypatch.setattr(capture, "_device", lambda inputs: torch.device("cuda"))
-    assert capture.Captured._recordable((elsewhere,))
+    monkeypatch.setattr(cuda_graph, "_device", lambda inputs: torch.device("cuda"))
+    assert GraphedStep._recordable((elsewhere,))
     monkeypatch.setenv("SSNAS_GRAPHS", "0")
-    assert not capture.Captured._recordable((elsewhere,))
+    assert not GraphedStep._recordable((elsewhere,))
 
 
 def test_a_disabled_one_is_never_recorded():
-    captured = Taped(lambda x: {"double": 2 * x}, enabled=False)
-    assert [captured(torch.tensor(float(n)))["double"].item() for n in range(6)] == [
+    graphed = Taped(lambda x: {"double": 2 * x}, enabled=False)
+    assert [graphed(torch.tensor(float(n)))["double"].item() for n in range(6)] == [
         *range(0, 12, 2)
     ]
-    assert captured.function is not None
+    assert graphed.step is not None
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_a_disabled_one_is_never_recorded():
 )
 def test_which_searches_are_captured(changes, expected):
     bilevel = Bilevel(Supernet(2, 3, 3, "softmax", 1), nn.Module(), replace(SEARCH, **changes))
-    assert bilevel.captured().enabled is expected
+    assert bilevel.graphed_step().enabled is expected
 
 
 # Whole trainings
@@ -319,7 +321,7 @@ def test_which_searches_are_captured(changes, expected):
 @pytest.fixture
 def images(splits):
     few = splits.train.take(slice(0, 16))
-    return Images(torch.from_numpy(few.images), Normalise.of(few.images), True)
+    return TrainingImages(torch.from_numpy(few.images), Normalise.of(few.images), True)
 
 
 def history(rows):
@@ -334,11 +336,11 @@ def equal(one, other):
 def test_a_captured_search_is_the_plain_one(images, monkeypatch):
     config = replace(SEARCH, cells=3, epochs=3, batch_size=2)
     plain = search.search(images, config, Views(), 0)
-    monkeypatch.setattr(search, "Captured", Taped)
-    captured = search.search(images, config, Views(), 0)
-    assert equal(captured.supernet, plain.supernet)
-    assert history(captured.history) == history(plain.history)
-    assert captured.alphas == plain.alphas
+    monkeypatch.setattr(search, "GraphedStep", Taped)
+    graphed = search.search(images, config, Views(), 0)
+    assert equal(graphed.supernet, plain.supernet)
+    assert history(graphed.history) == history(plain.history)
+    assert graphed.alphas == plain.alphas
 
 
 def test_a_captured_training_goes_on_exactly(splits, genotype, tmp_path, monkeypatch):
@@ -347,28 +349,27 @@ def test_a_captured_training_goes_on_exactly(splits, genotype, tmp_path, monkeyp
     def fit(checkpoint=None):
         torch.manual_seed(0)
         network = DerivedNetwork(genotype, 2, 3, 3, 3, 1)
-        normalise, cpu = Normalise.of(splits.train.images), torch.device("cpu")
-        given = (splits.train, splits.val, normalise, True, config, 0, cpu)
-        return network, train.fit(network, *given, checkpoint=checkpoint).history
+        data, cpu = TrainingData.of(splits), torch.device("cpu")
+        return network, finetune.fit(network, data, config, 0, cpu, checkpoint=checkpoint).history
 
     plain, rows = fit()
-    monkeypatch.setattr(train, "Captured", Taped)
-    step, calls = train.Loop._save, []
+    monkeypatch.setattr(finetune, "GraphedStep", Taped)
+    save_once, calls = Trainer._save, []
 
     def save(self):
-        step(self)
+        save_once(self)
         calls.append(1)
         if len(calls) == 11:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop_module, "SAVE_SECONDS", 0)
-    monkeypatch.setattr(Loop, "_save", save)
+    monkeypatch.setattr(trainer_module, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(Trainer, "_save", save)
     with pytest.raises(KeyboardInterrupt), Checkpoint(tmp_path, {}) as checkpoint:
         fit(checkpoint)
     with Checkpoint(tmp_path, {}) as checkpoint:
-        resumed, found = fit(checkpoint)
+        resumed, resumed_rows = fit(checkpoint)
     assert equal(resumed, plain)
-    assert history(found) == history(rows)
+    assert history(resumed_rows) == history(rows)
 
 
 @pytest.mark.parametrize("objective", ["barlow-twins", "supervised"])
@@ -378,14 +379,15 @@ def test_within_an_epoch_nothing_is_waited_for(images, splits, monkeypatch, obje
     images = replace(images, labels=labels, num_classes=3)
     seen = []
 
-    class Watched(Loop):
+    class Watched(Trainer):
         def _run_epoch(self):
             step = self.step
 
-            def watched(batch):
-                seen.append(self.done)
-                with NeverWaiting() if self.epoch or self.done else nullcontext():
-                    return step(batch)
+            def watched(batches, epoch, number):
+                assert (epoch, number) == (self.epoch, self.done)
+                seen.append(number)
+                with NeverWaiting() if epoch or number else nullcontext():
+                    return step(batches, epoch, number)
 
             self.step = watched
             super()._run_epoch()
@@ -395,9 +397,9 @@ def test_within_an_epoch_nothing_is_waited_for(images, splits, monkeypatch, obje
             assert self.done == len(self.batches), "looked at the figures within the epoch"
             super()._collect(pending)
 
-    monkeypatch.setattr(search, "Loop", Watched)
-    monkeypatch.setattr(Loop, "_check_steps", staticmethod(lambda pending: float("inf")))
-    monkeypatch.setattr(objectives, "BLOCK_PIXELS", 1)
+    monkeypatch.setattr(search, "Trainer", Watched)
+    monkeypatch.setattr(Trainer, "_check_steps", staticmethod(lambda pending: float("inf")))
+    monkeypatch.setattr(batches_module, "BLOCK_PIXELS", 1)
     config = replace(SEARCH, epochs=2, batch_size=2, objective=objective, relaxation="softmax")
     search.search(images, config, Views(), 0)
     assert seen == [0, 1, 2, 3] * 2
@@ -405,7 +407,7 @@ def test_within_an_epoch_nothing_is_waited_for(images, splits, monkeypatch, obje
 
 def test_figures_stay_on_an_accelerator_for_the_epoch():
     for device, expected in (("cpu", 1), ("meta", float("inf"))):
-        assert Loop._check_steps([{"loss": torch.empty((), device=device)}]) == expected
+        assert Trainer._check_steps([{"loss": torch.empty((), device=device)}]) == expected
 
 
 class OnOneDevice(TorchDispatchMode):
@@ -421,7 +423,7 @@ class OnOneDevice(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["barlow-twins", "nt-xent", *losses.LOSSES])
 def test_a_step_touches_one_device_alone(name, monkeypatch):
     """On the device `meta`, which is none: a constant left on the host would be found."""
-    monkeypatch.setattr(torch, "autocast", lambda *given, **options: nullcontext())
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())
     views = name in ("barlow-twins", "nt-xent")
     config = replace(SEARCH, objective=name if views else "supervised")
     supernet = Supernet(2, 3, 3, "sigmoid", 1, None if views else 3).to("meta")
@@ -442,70 +444,24 @@ def test_a_step_touches_one_device_alone(name, monkeypatch):
 def test_what_is_drawn_comes_from_constants(images):
     settings = replace(Views(), jitter_probability=1.0)
     objective = SelfSupervised(SEARCH, settings, 4)
-    draws = Draws(objective, images, 0, 1)
+    stream = BatchStream(objective, images, SEARCH, (0, 0), (0, 1))
     batches = torch.arange(16).view(2, 4, 2, 1)
-    draws.of(batches, 0, 0)
-    draws._block = None
+    stream.inputs(batches, 0, 0)
+    stream._block = None
     with NeverWaiting():
-        draws.of(batches, 0, 1)
+        stream.inputs(batches, 0, 1)
 
 
 def test_loaded_rates_stay_where_captured_steps_read_them():
     weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
-    descents = [Descent([weight], Finetune(epochs=4, learning_rate=0.2)) for weight in weights]
-    descents[0].finish_epoch()
-    rate = descents[1].optimiser.param_groups[0]["lr"]
-    descents[1].load_state_dict(descents[0].state_dict())
-    assert descents[1].optimiser.param_groups[0]["lr"] is rate
+    optimisers = [CosineSgd([weight], Finetune(epochs=4, learning_rate=0.2)) for weight in weights]
+    optimisers[0].finish_epoch()
+    rate = optimisers[1].sgd.param_groups[0]["lr"]
+    optimisers[1].load_state_dict(optimisers[0].state_dict())
+    assert optimisers[1].sgd.param_groups[0]["lr"] is rate
     assert rate.item() == pytest.approx(0.1 + 0.1 * 0.5**0.5)
-    descents[0].finish_epoch()
+    optimisers[0].finish_epoch()
     assert rate.item() == pytest.approx(0.1 + 0.1 * 0.5**0.5)
-
-
-# Blocks of draws
-
-
-class Numbers:
-    """Draws the indices, with noise."""
-
-    def __init__(self):
-        self.sizes = []
-
-    def draw(self, images, batch, random):
-        self.sizes.append(len(batch))
-        return batch, batch[:, 0] + torch.rand(len(batch), generator=random)
-
-
-@pytest.mark.parametrize(("pixels", "sizes"), [(1, [12] * 5), (2 * 12 * 64, [24, 24, 12])])
-def test_every_step_gets_what_was_drawn_for_its_images(images, monkeypatch, pixels, sizes):
-    monkeypatch.setattr(objectives, "BLOCK_PIXELS", pixels)
-    batches = torch.arange(120).view(5, 3, 2, 4)[..., :2] % 16
-    numbers = Numbers()
-    draws = Draws(numbers, images, 0, 1)
-    images_of_a_step = batches[0].numel()
-    assert images_of_a_step == 12
-    for step, batch in enumerate(batches):
-        for part, (indices, noisy) in enumerate(draws.of(batches, 0, step)):
-            assert indices.equal(batch[:, part])
-            assert noisy.floor().equal(batch[:, part, 0].float())
-    assert numbers.sizes == [size // 2 for size in sizes]
-
-
-def test_draws_go_on_in_the_middle_of_a_block(images, monkeypatch):
-    monkeypatch.setattr(objectives, "BLOCK_PIXELS", 3 * 8 * 64)
-    batches = torch.arange(80).view(10, 4, 2, 1) % 16
-
-    def drawn(steps, seed=0, stream=1, epoch=2):
-        draws = Draws(Numbers(), images, seed, stream)
-        return [torch.cat([part[1] for part in draws.of(batches, epoch, n)]) for n in steps]
-
-    whole = drawn(range(10))
-    for start in range(10):
-        rest = drawn(range(start, 10))
-        assert all(a.equal(b) for a, b in zip(rest, whole[start:], strict=True))
-    noise = [x % 1 for x in (*whole, *drawn(range(10), epoch=3), *drawn(range(10), seed=1))]
-    noise += [x % 1 for x in drawn(range(10), stream=2)]
-    assert len({tuple(x.tolist()) for x in noise}) == 40
 
 
 # Precision
@@ -520,15 +476,15 @@ def test_in_bfloat16_losses_and_statistics_are_float32(monkeypatch, objective):
     for name in ("barlow_twins", "nt_xent", "cross_correlation"):
         original = getattr(losses, name)
 
-        def watch(*given, name=name, original=original, **options):
-            result = original(*given, **options)
-            seen[name] = {x.dtype for x in (*given, result)}
+        def watch(*embeddings, name=name, original=original, **options):
+            result = original(*embeddings, **options)
+            seen[name] = {x.dtype for x in (*embeddings, result)}
             return result
 
         monkeypatch.setattr(losses, name, watch)
-    step, state = bilevel_step(Captured, objective)
+    step, state = bilevel_step(GraphedStep, objective)
     modules = [m for m in state["supernet"].modules() if isinstance(m, nn.Conv2d)]
-    modules[0].register_forward_hook(lambda m, given, out: seen.update(layer={out.dtype}))
+    modules[0].register_forward_hook(lambda module, args, out: seen.update(layer={out.dtype}))
     figures = step(1)
     assert seen.pop("layer") == {torch.bfloat16}
     assert seen or objective == "supervised"
@@ -549,10 +505,10 @@ def test_cuda_graphs_replay_the_search(images, splits, monkeypatch, objective):
     labels = torch.from_numpy(splits.train.labels[:16])
     images = replace(images, pixels=images.pixels.cuda(), labels=labels.cuda(), num_classes=3)
     config = replace(SEARCH, epochs=3, batch_size=2, objective=objective)
-    captured = search.search(images, config, Views(), 0)
-    monkeypatch.setattr(search, "Captured", lambda function, enabled: function)
+    graphed = search.search(images, config, Views(), 0)
+    monkeypatch.setattr(search, "GraphedStep", lambda function, enabled: function)
     plain = search.search(images, config, Views(), 0)
     for key in ("loss_alpha", "loss_weights"):
-        assert [row[key] for row in captured.history] == pytest.approx(
+        assert [row[key] for row in graphed.history] == pytest.approx(
             [row[key] for row in plain.history], rel=1e-3
         )

@@ -24,7 +24,7 @@ from ssnas.networks.genotype import Edge, Genotype
 from ssnas.networks.operations import RELAXATIONS
 from ssnas.runtime import distributed
 from ssnas.search import search
-from ssnas.training.objectives import images_of
+from ssnas.training.images import TrainingData, TrainingImages
 
 WORLD, BATCH, FEATURES = 2, 8, 5
 LOSSES = {"barlow-twins": barlow_twins, "nt-xent": nt_xent}
@@ -62,7 +62,7 @@ def problem():
 
 def gradients(loss):
     """The gradients of a loss that couples the samples, and of one that does not."""
-    found = []
+    by_loss = []
     for couples in (True, False):
         model, views = problem()
         batch = distributed.shard(torch.arange(BATCH))
@@ -72,12 +72,12 @@ def gradients(loss):
         else:
             (outputs[0] - outputs[1]).square().sum(dim=1).mean().backward()
         distributed.average_gradients(model.parameters())
-        found.append([parameter.grad for parameter in model.parameters()])
-    return found
+        by_loss.append([parameter.grad for parameter in model.parameters()])
+    return by_loss
 
 
 def normalised(kind):
-    """What a batch norm, of `kind`, makes of a batch, with all its gradients and statistics."""
+    """The result of a batch norm of `kind` for a batch, with all its gradients and statistics."""
     random = torch.Generator().manual_seed(1)
     pixels = (3, 3) if kind != "vectors" else ()
     x = torch.randn(BATCH, 6, *pixels, generator=random, dtype=torch.float64)
@@ -124,16 +124,17 @@ def trained(name):
     images = data()
     normalise = Normalise.of(images.images)
     if name in SEARCHES:
-        shown = images_of(images, normalise, True, CPU)
-        found = search(shown, SEARCHES[name], Views(), seed=0)
-        return found.supernet.state_dict(), found.history
+        shown = TrainingImages.of(images, normalise, True, CPU)
+        result = search(shown, SEARCHES[name], Views(), seed=0)
+        return result.supernet.state_dict(), result.history
     torch.manual_seed(0)
     ops = ("sep_conv_3x3", "max_pool_3x3", "dil_conv_5x5", "skip_connect", "sep_conv_3x3")
     edges = ((0, 2), (1, 2), (2, 3), (0, 4), (1, 5))
     cell = tuple(Edge(*edge, op) for edge, op in zip(edges, ops, strict=True))
     network = DerivedNetwork(Genotype(cell, cell), 4, 3, 3, stem_multiplier=1)
-    fitted = fit(network, images, images, normalise, True, FINETUNE, 0, CPU)
-    return network.state_dict(), fitted.history
+    shown = TrainingData(images, images, normalise, True)
+    result = fit(network, shown, FINETUNE, 0, CPU)
+    return network.state_dict(), result.history
 
 
 def work(rank, port, folder):
@@ -143,7 +144,7 @@ def work(rank, port, folder):
     with distributed.process_group(CPU):
         unused = nn.Linear(2, 2)
         distributed.average_gradients(unused.parameters())
-        found = {
+        report = {
             "active": distributed.active(),
             "rank": distributed.rank(),
             "shard": distributed.shard(torch.arange(8)),
@@ -155,18 +156,18 @@ def work(rank, port, folder):
             **{name: gradients(loss) for name, loss in LOSSES.items()},
         }
         in_double_precision()
-        found["together"] = {name: trained(name) for name in TRAININGS}
-    found["left"] = not dist.is_initialized()
+        report["together"] = {name: trained(name) for name in TRAININGS}
+    report["left"] = not dist.is_initialized()
     if rank == 0:
-        found["alone"] = {name: trained(name) for name in TRAININGS}
-    torch.save(found, folder / f"{rank}.pt")
+        report["alone"] = {name: trained(name) for name in TRAININGS}
+    torch.save(report, folder / f"{rank}.pt")
     # The result is written: skip a teardown in which PyTorch's threads sometimes abort the process.
     os._exit(0)
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
-    """What each of the two processes found."""
+    """The reports of the two processes."""
     folder = tmp_path_factory.mktemp("processes")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -176,16 +177,16 @@ def processes(tmp_path_factory):
 
 
 def test_the_group_lasts_as_long_as_its_context(processes):
-    assert [found["rank"] for found in processes] == [0, 1]
-    assert all(found["active"] and found["left"] for found in processes)
+    assert [report["rank"] for report in processes] == [0, 1]
+    assert all(report["active"] and report["left"] for report in processes)
 
 
 def test_shards_partition_a_batch(processes):
-    rows = torch.cat([found["shard"] for found in processes])
+    rows = torch.cat([report["shard"] for report in processes])
     assert sorted(rows.tolist()) == list(range(8))
-    for found in processes:
-        assert found["pairs"][:, 0].equal(2 * found["shard"])
-        assert found["pairs"][:, 1].equal(2 * found["shard"] + 1)
+    for report in processes:
+        assert report["pairs"][:, 0].equal(2 * report["shard"])
+        assert report["pairs"][:, 1].equal(2 * report["shard"] + 1)
 
 
 def test_an_uneven_batch_is_refused(monkeypatch):
@@ -196,14 +197,14 @@ def test_an_uneven_batch_is_refused(monkeypatch):
 
 
 def test_gathered_rows_are_the_whole_batch(processes):
-    assert all(found["gathered"].equal(torch.arange(8).view(4, 2)) for found in processes)
+    assert all(report["gathered"].equal(torch.arange(8).view(4, 2)) for report in processes)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_are_those_of_the_whole_batch(processes, name):
     whole = gradients(LOSSES[name])
-    for found in processes:
-        for ours, theirs in zip(found[name], whole, strict=True):
+    for report in processes:
+        for ours, theirs in zip(report[name], whole, strict=True):
             for gradient, expected in zip(ours, theirs, strict=True):
                 # Biases shift all embeddings alike: Barlow Twins' gradient for them is 0.
                 error = (gradient - expected).norm() / expected.norm().clamp(min=1e-6)
@@ -213,12 +214,12 @@ def test_gradients_are_those_of_the_whole_batch(processes, name):
 @pytest.mark.parametrize("kind", NORMS)
 def test_batch_norm_is_that_of_the_whole_batch(processes, kind):
     whole = normalised(kind)
-    for rank, found in enumerate(processes):
-        ours = found["normalised"][kind]
+    for rank, report in enumerate(processes):
+        ours = report["normalised"][kind]
         rows = {name: value[rank::WORLD] for name, value in whole["parts"].items()}
         torch.testing.assert_close(ours["parts"], rows)
         torch.testing.assert_close(ours["same"], whole["same"])
-    both = [found["normalised"][kind] for found in processes]
+    both = [report["normalised"][kind] for report in processes]
     for name, expected in whole["sums"].items():
         torch.testing.assert_close(sum(ours["sums"][name] for ours in both), expected)
     for name, value in both[0]["same"].items():
@@ -227,29 +228,29 @@ def test_batch_norm_is_that_of_the_whole_batch(processes, kind):
 
 def test_batch_norm_keeps_its_digits_far_from_zero(processes):
     x = 1e3 + torch.randn(64, 3, generator=torch.Generator().manual_seed(2))
-    for rank, found in enumerate(processes):
+    for rank, report in enumerate(processes):
         exact = F.batch_norm(x.double(), None, None, training=True)[rank::WORLD]
         # A number near 1000 has 6e-5 of rounding in float32.
-        torch.testing.assert_close(found["offset"].double(), exact, rtol=0, atol=3e-4)
+        torch.testing.assert_close(report["offset"].double(), exact, rtol=0, atol=3e-4)
 
 
 @pytest.mark.parametrize("name", TRAININGS)
 def test_training_is_that_of_one_process(processes, name):
-    (weights, _), (others, _) = (found["together"][name] for found in processes)
+    (weights, _), (others, _) = (report["together"][name] for report in processes)
     expected, alone = processes[0]["alone"][name]
     assert weights.keys() == expected.keys()
     for key, value in expected.items():
         assert weights[key].equal(others[key])
         error = (weights[key] - value).double().norm() / value.double().norm().clamp(min=1e-6)
         assert error < 1e-5, key
-    rows = [found["together"][name][1] for found in processes]
+    rows = [report["together"][name][1] for report in processes]
     for ours, theirs, row in zip(*rows, alone, strict=True):
         for key in row.keys() - {"images_per_second"}:
             assert ours[key] == theirs[key] == pytest.approx(row[key], rel=1e-5), key
 
 
 def test_parameters_without_gradients_are_left_alone(processes):
-    assert all(found["unused"] for found in processes)
+    assert all(report["unused"] for report in processes)
 
 
 def test_a_single_process_is_left_alone(monkeypatch):
