@@ -3,8 +3,10 @@
 import ast
 import copy
 import logging
+import math
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,6 @@ from torch import nn
 from ssnas.engine.batch_norm import Norm, joined
 from ssnas.engine.cpu import autograd as fused
 from ssnas.engine.cpu import library as kernels
-from ssnas.engine.cpu.buffer_pool import Memory
 from ssnas.engine.cpu.tape import Program
 from ssnas.engine.graph import Graph, Source
 from ssnas.engine.op_group import Term
@@ -47,11 +48,30 @@ def _seed():
     torch.manual_seed(0)
 
 
-class Spoiled(Memory):
-    """Memory that holds no numbers, so that what is read before it was written shows."""
+class Memory:
+    """New memory that holds no numbers, so that what is read before it was written shows.
 
-    def empty(self, size, dtype):
-        return super().empty(size, dtype).fill_(torch.nan)
+    Attributes:
+        used: bytes that something refers to.
+        peak: the most that they ever were.
+    """
+
+    def __init__(self):
+        self.used = self.peak = 0
+
+    def empty(self, shape, dtype):
+        size = math.prod(shape) * dtype.itemsize
+        # One number more, since PyTorch takes no empty block.
+        block = memoryview(bytearray(size + dtype.itemsize))
+        # A tensor's memory keeps the block, wherever else it is used.
+        weakref.finalize(block, self._free, size)
+        self.used += size
+        self.peak = max(self.peak, self.used)
+        values = torch.frombuffer(block, dtype=dtype)
+        return values.resize_(shape, memory_format=torch.channels_last).fill_(torch.nan)
+
+    def _free(self, size):
+        self.used -= size
 
 
 class Spoiling(Program):
@@ -66,7 +86,7 @@ class Spoiling(Program):
 
 @pytest.fixture(autouse=True)
 def _spoiled(monkeypatch):
-    monkeypatch.setattr(fused, "_memory", Spoiled())
+    monkeypatch.setattr(fused, "_empty", Memory().empty)
     monkeypatch.setattr(fused, "Program", Spoiling)
 
 
@@ -656,12 +676,13 @@ def test_only_what_is_needed_is_kept(monkeypatch):
     terms = [Term(operations("sep_conv_3x3", 1, 8), (i + 1,), (i,)) for i in range(6)]
 
     def peak(gradients, backward):
-        monkeypatch.setattr(fused, "_memory", Memory())
+        memory = Memory()
+        monkeypatch.setattr(fused, "_empty", memory.empty)
         with torch.set_grad_enabled(gradients):
             *_, y = Graph(terms, 1, 6)([x])
         if backward:
             torch.autograd.grad(y.sum(), x)
-        return fused._memory.peak // x.nbytes
+        return memory.peak // x.nbytes
 
     # Two layers and their sum for each of six.
     assert peak(gradients=True, backward=False) == 18

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ssnas.engine.batch_norm import check_scale
-from ssnas.engine.cpu.buffer_pool import Memory
 from ssnas.engine.cpu.lowering import (
     Convolved,
     Given,
@@ -48,7 +47,9 @@ PROGRAMS = 16
 """How many forward passes a plan keeps, for as many sizes of images and modes, and how many
 backward passes each of them does, for as many needs: those that were used last."""
 
-_memory = Memory()
+
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _values(count: int, dtype: torch.dtype) -> Tensor:
-    return _memory.empty((count, 1, 1, 1), dtype).flatten()
+    return _empty((count, 1, 1, 1), dtype).flatten()
 
 
 def _part(term: Term, inputs: Inputs) -> Part:
@@ -427,7 +428,7 @@ class Backward:
         dtype = self.program.dtype
         counts = [place.count for place in self.found]
         memory, found = _values(self.program.size, dtype), _values(sum(counts), dtype)
-        returned = [_memory.empty(place.shape, dtype) for place in self.returned]
+        returned = [_empty(place.shape, dtype) for place in self.returned]
         run = [*tensors, memory, found, *gradients, *returned]
         for place in self.states:
             if place is not None:
@@ -490,7 +491,7 @@ class _Mixed(torch.autograd.Function):
     def forward(ctx, forward, statistics, *tensors):
         plan, dtype = forward.plan, forward.program.dtype
         memory = _values(forward.program.size, dtype)
-        sums = tuple(_memory.empty(place.shape, dtype) for place in forward.sums)
+        sums = tuple(_empty(place.shape, dtype) for place in forward.sums)
         forward.program.run(memory, *tensors, *statistics, *sums)
         ctx.program = forward
         if forward.keeps:
