@@ -192,7 +192,7 @@ class Program:
             raise ValueError(f"a run takes {self.tensors} tensors; found {len(tensors)}")
         if self._run is None:
             calls = [(call.kernel, call.start) for call in self.calls]
-            self._run = kernels.linked(self.dtype, self._words, self._addresses, calls)
+            self._run = kernels.bind(self.dtype, self._words, self._addresses, calls)
         self._run(tensors, seconds)
 
 
