@@ -17,7 +17,7 @@ if sys.argv[1] == "kept":
     assert keep_freed_memory()
 
 def fill():
-    torch.empty(16, 2**18).fill_(1.0)  # 16 MiB: 4,096 pages
+    torch.empty(64, 2**18).fill_(1.0)  # 64 MiB: 16,384 pages
 
 # The first ones settle where in the heap such a tensor goes.
 for _ in range(20):
@@ -30,15 +30,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(mode):
-    """Pages that the system handed out, cleared, for ten tensors of 16 MiB one after the other."""
+    """Pages that the system handed out, cleared, for ten tensors of 64 MiB one after the other."""
     command = [sys.executable, "-c", SCRIPT, mode]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_serves_the_next_tensor():
-    # With huge pages the system hands out 8 for 16 MiB instead of 4,096.
-    assert faults("default") >= 10 * 8
+    # With huge pages the system hands out 32 for 64 MiB instead of 16,384.
+    assert faults("default") >= 10 * 32
     assert faults("kept") < 10
 
 
