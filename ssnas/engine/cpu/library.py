@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -73,24 +74,29 @@ def _compiler() -> list[str]:
 
 
 def _kept_or_built(compiler: Sequence[str]) -> ctypes.CDLL:
+    """Load the kernels from the first folder that has them, or else that they can be built in.
+
+    Raises:
+        OSError: if no folder serves.
+        CalledProcessError: for a compiler that does not tell its version.
+    """
     name = f"kernels-{_fingerprint(compiler)}"
-    folders = [_cache_folder, _private_temporary_folder]
+    folders = _cache_folder, _private_temporary_folder
     for folder in folders:
-        try:
+        with suppress(OSError):  # building there says why
             for path in _intact(folder(), name):
                 return _load(path)
-        except OSError:
-            continue  # building there says why
-    causes = []
+    causes: list[str] = []
     for folder in folders:
         try:
             kernels = _load(_build(compiler, folder(), name))
         except (OSError, subprocess.CalledProcessError) as error:
             causes.append(_cause(error))
-        else:
-            if causes:
-                log.warning("the compiled kernels are kept in %s (%s)", folder(), causes[0])
-            return kernels
+            continue
+        if causes:
+            place = "the compiled kernels are kept in %s, since the cache folder fails: %s"
+            log.warning(place, folder(), causes[0])
+        return kernels
     raise OSError("; ".join(dict.fromkeys(causes)))
 
 
@@ -207,11 +213,8 @@ def _load(path: Path) -> ctypes.CDLL:
     kernels = ctypes.CDLL(str(path))
     try:
         kernels.run.restype = None
-        kernels.run.argtypes = [
-            *([ctypes.c_void_p, ctypes.c_long] * 3),
-            *([ctypes.c_void_p] * 2),
-            ctypes.c_int,
-        ]
+        table = ctypes.c_void_p, ctypes.c_long
+        kernels.run.argtypes = [*table * 3, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
     except AttributeError as error:
         raise OSError(f"{path} has no kernels: {error}") from error
     return kernels
@@ -252,29 +255,37 @@ def bind(
     Returns:
         The function. It takes the tensors, and a list that it extends by the seconds that each call
         took, or None.
+
+    Raises:
+        RuntimeError: where there are no kernels.
     """
-    functions = [(_address(f"{name}_{TYPE_NAMES[dtype]}"), first) for name, first in calls]
+    kernels = library()
+    if kernels is None:
+        raise RuntimeError("there are no compiled kernels")
+    functions = [(_address(kernels, f"{name}_{TYPE_NAMES[dtype]}"), first) for name, first in calls]
     tables = functions, [(word,) for word in words], addresses
     arguments = [argument for table in tables for argument in (_longs(table), len(table))]
-    native = library().run
+    native = kernels.run
 
     def run(tensors: Sequence[Tensor | None], seconds: list[float] | None) -> None:
         # The first is for the words' own address.
         starts = [None, *(None if tensor is None else tensor.data_ptr() for tensor in tensors)]
-        taken = None if seconds is None else (ctypes.c_double * len(calls))()
         pointers = (ctypes.c_void_p * len(starts))(*starts)
+        taken = None if seconds is None else (ctypes.c_double * len(calls))()
         native(*arguments, pointers, taken, torch.get_num_threads())
-        if seconds is not None:
+        if seconds is not None and taken is not None:
             seconds.extend(taken)
 
     return run
 
 
-def _longs(rows: Sequence[tuple[int, ...]]) -> ctypes.Array:
+def _longs(rows: Sequence[tuple[int, ...]]) -> ctypes.Array[ctypes.c_long]:
     values = [value for row in rows for value in row]
     return (ctypes.c_long * len(values))(*values)
 
 
 @cache
-def _address(function: str) -> int:
-    return ctypes.cast(library()[function], ctypes.c_void_p).value
+def _address(kernels: ctypes.CDLL, function: str) -> int:
+    address = ctypes.cast(kernels[function], ctypes.c_void_p).value
+    assert address is not None
+    return address
