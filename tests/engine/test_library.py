@@ -191,21 +191,28 @@ def test_without_a_name_clang_stands_in_for_gcc(source, monkeypatch, program):
         kernels._compiler()
 
 
+@pytest.mark.parametrize(
+    "messages",
+    [
+        ["In file included from x:", "x:1: warning: odd", "x:2: error: THIS", "x:3: error: more"],
+        ["x:2:10: fatal error: THIS", "compilation terminated."],
+        ["ld: warning: odd", "ld: final link failed: THIS", "collect2: error: ld returned 1"],
+        ["ld: cannot find THIS", "clang: error: linker command failed with exit code 1"],
+        ["THIS", "and more"],
+    ],
+)
 def test_a_compiler_that_fails_is_said_once_by_its_first_error(
-    source, monkeypatch, program, caplog
+    source, monkeypatch, program, tmp_path, caplog, messages
 ):
-    script = (
-        "[ $1 = --version ] && exit 0\n"
-        "printf 'In file included from x:\\nx.h:1: warning: odd\\nx.h:2: error: no such type\\n"
-        "x.h:3: error: another\\n' >&2; exit 1"
-    )
+    (tmp_path / "messages").write_text("\n".join(messages))
+    script = f"[ $1 = --version ] && exit 0\ncat {tmp_path}/messages >&2; exit 1"
     monkeypatch.setenv("CXX", str(program(script)))
     with caplog.at_level(logging.WARNING):
         assert kernels.library() is None
         assert kernels.library() is None
     (record,) = caplog.records
-    assert "(x.h:2: error: no such type)" in record.getMessage()
-    assert "\n" not in record.getMessage()
+    (cause,) = [message for message in messages if "THIS" in message]
+    assert f"({cause})" in record.getMessage()
 
 
 @compiled

@@ -221,9 +221,10 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def _cause(error: Exception) -> str:
-    """One line that says why: of a compiler's messages the first error."""
+    """One line that says why: of a compiler's messages the first error, of it or its linker."""
     lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-    is_error = re.compile(r"\berror\b|\bcannot find\b|\bundefined reference\b").search
+    # What the compiler says of its linker has no reason.
+    is_error = re.compile(r"\berror: (?!ld returned|linker command)|\bld: (?!warning)").search
     return next(filter(is_error, lines), lines[0] if lines else type(error).__name__)
 
 
