@@ -106,19 +106,28 @@ DAMAGES = {
 
 
 @compiled
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_library_is_rebuilt_before_it_is_loaded(source, damage):
-    path = load()
-    whole = path.read_bytes()
-    # This process has mapped the old file, so the damaged one is a file of its own.
-    path.unlink()
-    path.write_bytes(DAMAGES[damage](whole))
+def test_a_damaged_library_is_rebuilt_before_it_is_loaded(source, tmp_path):
+    """In a new process: to load a file that was cut off may end the one that does."""
+    whole, sources = {}, []
+    for damage, damaged in DAMAGES.items():
+        source.write_text(f"{TINY}// {damage}\n")
+        path = load()
+        whole[path] = path.read_bytes()
+        # This process has mapped the old file, so the damaged one is a file of its own.
+        path.unlink()
+        path.write_bytes(damaged(whole[path]))
+        # A library has its source's name, but not the folder's.
+        sources.append(tmp_path / damage / source.name)
+        sources[-1].parent.mkdir()
+        sources[-1].write_text(source.read_text())
     script = (
         "import sys; from pathlib import Path; from ssnas.engine.cpu import library as kernels\n"
-        "kernels.SOURCE = Path(sys.argv[1]); assert kernels.library().answer() == 42"
+        "for path in sys.argv[1:]:\n"
+        "    kernels.library.cache_clear(); kernels.SOURCE = Path(path)\n"
+        "    assert kernels.library().answer() == 42"
     )
-    subprocess.run([sys.executable, "-c", script, str(source)], check=True)
-    assert path.read_bytes() == whole
+    subprocess.run([sys.executable, "-c", script, *map(str, sources)], check=True)
+    assert {path: path.read_bytes() for path in whole} == whole
 
 
 # Compilers
