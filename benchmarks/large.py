@@ -33,7 +33,7 @@ WAYS = {
 
 def seconds_per_step(make: partial, setting: Setting, repeats: int) -> float:
     """Median seconds of a step after the warm-up; call it in a fresh process."""
-    torch.set_num_threads(setting.threads)
+    measure.use_machine(setting.threads)
     steps = {"own": make()}
     return median(measure.interleaved(steps, torch.device(setting.device), repeats)["own"])
 

@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from ssnas.engine.cpu import library as kernels
 from ssnas.errors import InputError
 from ssnas.runtime import cuda_graph as capture
+from ssnas.runtime.allocator import keep_freed_memory
 from ssnas.runtime.device import choose_device, machine
 
 SWITCH = ("off", "on")
@@ -86,7 +87,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 
 
 def setting_of(args: argparse.Namespace) -> Setting:
-    """The setting that the options describe; sets the number of threads.
+    """The setting that the options describe; sets the number of threads and the allocator.
 
     Raises:
         InputError: for a device that this machine lacks, or CUDA graphs elsewhere than on CUDA.
@@ -95,9 +96,18 @@ def setting_of(args: argparse.Namespace) -> Setting:
     graphs = args.graphs or SWITCH[device.type == "cuda"]
     if graphs == "on" and device.type != "cuda":
         raise InputError(f"--graphs: found 'on' with device {device}; accepted is off, or CUDA")
-    torch.set_num_threads(args.threads)
+    use_machine(args.threads)
     sizes = (args.channels, args.cells, args.batch, args.size)
     return Setting(*sizes, args.amp, graphs, args.threads, str(device))
+
+
+def use_machine(threads: int) -> None:
+    """Use so many threads, and the allocator as the stages do; once in each process that measures.
+
+    PyTorch's own functions gain from the allocator too, so every system is measured with it.
+    """
+    torch.set_num_threads(threads)
+    keep_freed_memory()
 
 
 def environment(setting: Setting) -> dict[str, Any]:
@@ -174,7 +184,7 @@ def peak_megabytes(make: Callable[[], Step], setting: Setting) -> float | None:
     On a CPU it is the growth of the process beyond imports and model; on CUDA it is what the
     allocator handed out at most, the model included, and None where that was not enough.
     """
-    torch.set_num_threads(setting.threads)
+    use_machine(setting.threads)
     try:
         step = make()
         before = _resident_bytes()

@@ -1,1 +1,43 @@
-"""Self-supervised differentiable architecture search for imbalanced image data."""
+"""Self-supervised differentiable architecture search for imbalanced image data.
+
+The public names below are imported from their modules when they are first used, so that
+`import ssnas` alone costs nothing.
+
+Example:
+    >>> import ssnas
+    >>> ssnas.Supernet.__module__
+    'ssnas.networks.supernet'
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ssnas.errors import InputError
+    from ssnas.networks.derived import DerivedNetwork
+    from ssnas.networks.genotype import Genotype, derive
+    from ssnas.networks.supernet import Supernet
+
+__version__ = "0.1.0"
+
+__all__ = ["DerivedNetwork", "Genotype", "InputError", "Supernet", "__version__", "derive"]
+
+_MODULES = {
+    "Genotype": "ssnas.networks.genotype",
+    "InputError": "ssnas.errors",
+    "DerivedNetwork": "ssnas.networks.derived",
+    "Supernet": "ssnas.networks.supernet",
+    "derive": "ssnas.networks.genotype",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value  # the next use finds it without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

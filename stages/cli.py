@@ -11,6 +11,7 @@ from collections.abc import Callable
 from ssnas.config.load import load_main, load_row
 from ssnas.config.schema import Run
 from ssnas.errors import InputError
+from ssnas.runtime.allocator import keep_freed_memory
 
 
 def main(kinds: tuple[str, ...], stage: Callable[[Run], None]) -> None:
@@ -19,6 +20,7 @@ def main(kinds: tuple[str, ...], stage: Callable[[Run], None]) -> None:
     Args:
         kinds: the kinds of entries that have this stage; each has an option of its own.
     """
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     # An empty group breaks --help on Python 3.11.
     options = parser.add_mutually_exclusive_group() if kinds else parser

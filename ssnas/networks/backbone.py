@@ -12,7 +12,7 @@ from ssnas.engine.graph import concatenated, transformed
 from ssnas.engine.op_group import OpGroup
 from ssnas.errors import InputError
 from ssnas.networks.cell import Cell
-from ssnas.networks.cell_graph import CellGraph
+from ssnas.networks.cell_graph import CellGraph, prepare
 from ssnas.networks.space import NUM_NODES, cell_kinds
 
 
@@ -139,9 +139,8 @@ class Backbone(nn.Module):
         for kind in self.kinds:
             reduce = kind == "reduce"
             channels *= 2 if reduce else 1
-            self.cells.append(
-                Cell(ops[kind], previous, channels, reduce, previous_reduce, affine, partial)
-            )
+            cell = Cell(ops[kind], previous, channels, reduce, previous_reduce, affine, partial)
+            self.cells.append(prepare(cell))
             previous, previous_reduce = (previous[1], NUM_NODES * channels), reduce
         if partial > 1:
             self.cell_by_cell = True

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ssnas.config.schema import Search
 from ssnas.errors import InputError
 from ssnas.networks.cell import Cell
+from ssnas.networks.cell_graph import prepare
 from ssnas.networks.space import EDGES
 from ssnas.networks.supernet import ALPHA_STD, Supernet
 
@@ -64,9 +65,10 @@ class BilateralSupernet(Supernet):
         after_reduction = self.kinds[-1] == "reduce"
         self.branches, self.classifiers = nn.ModuleDict(), nn.ModuleDict()
         for name in BRANCHES:
-            self.branches[name] = Cell(
+            cell = Cell(
                 every_edge, self.last_widths, self.channels, False, after_reduction, affine=False
             )
+            self.branches[name] = prepare(cell)
             self.classifiers[name] = nn.Linear(self.out_features, num_classes)
             self.alphas[name] = ALPHA_STD * torch.randn(len(EDGES), len(self.ops))
 

@@ -115,6 +115,11 @@ class Cell(nn.Module):
         joint = torch.cat([sum(values), other], dim=1)
         return [nn.functional.channel_shuffle(joint, self.partial)]
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.parameters(), torch.empty(0)).device
+
     def stride(self, source: int) -> int:
         """The stride of the edges that leave a state."""
         return 2 if self.reduce and source < NUM_INPUTS else 1

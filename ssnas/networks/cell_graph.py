@@ -8,6 +8,7 @@ together. The result equals `Cell.forward` up to rounding.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,7 +47,6 @@ class CellGraph:
         self._kinds: list[type[nn.Module]] = []
         self._graphs: dict[int, Graph] = {}
         self._leaving: list[_LeavingEdges] = []
-        self._orders: dict[torch.device, Tensor] = {}
 
     def takes(self, x: Tensor) -> bool:
         """Whether the engine may stand in for the cells' own `forward` on this tensor.
@@ -87,18 +87,14 @@ class CellGraph:
 
     def _scale(self, weights: Sequence[Tensor | None]) -> Tensor | None:
         """The weights w_o of all groups, one after the other."""
-        tables = [table for table in weights if table is not None]
-        if not tables:
+        if weights[0] is None:
             return None
-        device = tables[0].device
-        if device not in self._orders:
-            # Kept on the device: copying it in a step would make an accelerator wait.
-            starts, start = [], 0
-            for leaving, table in zip(self._leaving, tables, strict=True):
-                starts.append(torch.tensor(leaving.order(table.shape[1]), dtype=torch.long) + start)
-                start += table.numel()
-            self._orders[device] = torch.cat(starts).to(device)
-        return joined([table.flatten() for table in tables]).index_select(0, self._orders[device])
+        parts = [
+            leaving.ordered(table)
+            for leaving, table in zip(self._leaving, weights, strict=True)
+            if table is not None
+        ]
+        return joined(parts)
 
     def _graph(self, inputs: int) -> Graph:
         groups, first = [*self.before], inputs + len(self.before)
@@ -170,14 +166,21 @@ class _LeavingEdges:
                 kinds.setdefault((name, type(description), alike), (name, []))[1].append(edge)
         return list(kinds.values())
 
-    def order(self, width: int) -> list[int]:
-        """For each weight of the groups, start by start, its position in w(α), (14, `width`)."""
-        return [
+    def ordered(self, table: Tensor) -> Tensor:
+        """The weights of the groups, start by start, from w(α), (14, ops)."""
+        prepare(self.cell, self)
+        return table.flatten().index_select(0, self.cell.get_buffer(ORDER))
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """For each weight of the groups, start by start, its position in w(α), (14, ops)."""
+        width = max((len(ops) for ops in self.cell.edges.values()), default=0)
+        return tuple(
             edge * width + list(self.cell.edges[str(edge)]).index(name)
             for kinds in self._kinds
             for name, edges in kinds
             for edge in edges
-        ]
+        )
 
     def input_groups(self, s0: tuple[int, ...], s1: tuple[int, ...], first: int) -> list[OpGroup]:
         """The operations that bring the cell's inputs to its channels and size.
@@ -225,3 +228,19 @@ class _LeavingEdges:
             groups = self.groups(start, 0, 1 - NUM_INPUTS)
             self._from_state[start] = Graph(groups, 1, NUM_NODES)
         return self._from_state[start]
+
+
+ORDER = "_order"
+
+
+def prepare(cell: Cell, leaving: _LeavingEdges | None = None) -> Cell:
+    """Keep the order of a cell's weights beside them, and return the cell.
+
+    As a buffer it moves with the cell: to copy it in a step would make an accelerator wait.
+    """
+    leaving = leaving or _LeavingEdges(cell)
+    if getattr(cell, "_order_of", None) != leaving.order:
+        order = torch.tensor(leaving.order, dtype=torch.long, device=cell.device)
+        cell.register_buffer(ORDER, order, persistent=False)
+        cell._order_of = leaving.order
+    return cell

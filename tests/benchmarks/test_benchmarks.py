@@ -21,6 +21,8 @@ from ssnas.networks.backbone import STEMS
 from ssnas.networks.derived import multiply_adds
 from ssnas.training import objectives
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SIZES = {"channels": 4, "cells": 3, "batch": 4, "size": 8}
 SMALL = Setting(**SIZES, amp="off", graphs="off", threads=1, device="cpu")

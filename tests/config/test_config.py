@@ -73,6 +73,7 @@ def test_own_parameters_load(scale, main):
             assert getattr(getattr(run, section), key) == set_for_run.get(key, value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "key"), ENTRIES)
 def test_own_rows_load(kind, key):
     run = load_row(kind, key, ROWS, PARAMS)
@@ -83,6 +84,7 @@ def test_own_rows_load(kind, key):
     assert key.startswith(f"{run.scale}-")
 
 
+@pytest.mark.slow
 def test_own_rows_have_folders_of_their_own():
     runs = [(kind, load_row(kind, key, ROWS, PARAMS)) for kind, key in ENTRIES]
     folders = [run.folders[ROLES.get(kind, kind)] for kind, run in runs]

@@ -1,12 +1,7 @@
 """Mixed operations, compiled and composed, against the operations one by one."""
 
-import ast
 import copy
-import logging
-import subprocess
-import sys
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
@@ -696,67 +691,3 @@ def test_mixed_precision_is_composed(monkeypatch):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         (y,) = add_mixed([None], images(4, (4, 4), dtype=torch.float32), [leaving(ops)])
     assert y.dtype == torch.bfloat16
-
-
-# Building
-
-
-@compiled
-def test_built_once(fresh, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert kernels.library() is kernels.library()
-    (built,) = (tmp_path / "ssnas").iterdir()
-    kernels.library.cache_clear()
-    monkeypatch.setattr(kernels, "_build", None)
-    assert kernels.library()._name == str(built)
-
-
-@compiled
-def test_a_changed_source_is_built_anew(fresh, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = kernels.library()._name
-    changed = tmp_path / "kernels.cpp"
-    changed.write_text(kernels.SOURCE.read_text() + "// another\n")
-    monkeypatch.setattr(kernels, "SOURCE", changed)
-    kernels.library.cache_clear()
-    assert kernels.library()._name != first
-
-
-def test_a_compiler_that_fails_is_said_once(fresh, monkeypatch, tmp_path, caplog):
-    compiler = tmp_path / "c++"
-    compiler.write_text(
-        "#!/bin/sh\n[ $1 = --version ] && exit 0\necho 'no such flag' >&2; exit 1\n"
-    )
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with caplog.at_level(logging.WARNING):
-        assert kernels.library() is None
-        assert kernels.library() is None
-    (record,) = caplog.records
-    assert "no such flag" in record.getMessage()
-
-
-@pytest.mark.parametrize(
-    ("variables", "says"), [({"SSNAS_NATIVE": "0"}, False), ({"CXX": "no-such-compiler"}, True)]
-)
-def test_without_kernels(fresh, monkeypatch, caplog, variables, says):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    with caplog.at_level(logging.WARNING):
-        assert kernels.library() is None
-    assert ("g++" in caplog.text) is says
-    terms = [leaving(operations("sep_conv_3x3", 2, 4))]
-    assert_as_defined([None, None], images(4, (6, 5)), terms)
-
-
-@compiled
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc")
-def test_one_openmp_runtime():
-    """A second one's threads would fight with PyTorch's for the cores."""
-    script = (
-        "from ssnas.engine.cpu import library; assert library.library()\n"
-        "print({line.split()[-1] for line in open('/proc/self/maps') if 'omp.so' in line})"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert len(ast.literal_eval(done.stdout)) == 1

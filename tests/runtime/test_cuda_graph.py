@@ -31,6 +31,8 @@ from ssnas.training.objectives import SelfSupervised, Supervised
 from ssnas.training.optimizer import CosineSgd, set_rate
 from ssnas.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 COUNTS = (20, 8, 4)
 SEARCH = Search(channels=2, stem_multiplier=1, batch_size=4, projector=4, alpha_learning_rate=0.05)
 

@@ -27,6 +27,8 @@ from ssnas.search import search
 from ssnas.training.images import TrainingData, TrainingImages
 
 WORLD, BATCH, FEATURES = 2, 8, 5
+pytestmark = pytest.mark.slow
+
 LOSSES = {"barlow-twins": barlow_twins, "nt-xent": nt_xent}
 NORMS = ("scaled", "affine", "vectors")
 CPU = torch.device("cpu")

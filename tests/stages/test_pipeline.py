@@ -94,6 +94,7 @@ def test_every_stage_depends_on_what_it_imports():
             assert listed == imported(ROOT / "stages" / f"{STAGES[name]}.py", ROOT), (path, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -121,12 +122,14 @@ def test_a_wrong_parameter_is_one_line_that_says_what_to_do(project, change, wor
     assert not (project / "artifacts").exists()
 
 
+@pytest.mark.slow
 def test_a_stage_without_its_input_names_the_command(project):
     result = stage("finetune", project)
     assert result.returncode == 1
     assert "dvc repro" in result.stderr
 
 
+@pytest.mark.slow
 def test_an_artifact_of_other_parameters_is_refused(project):
     for name in ("make_longtail", "search"):
         assert stage(name, project).returncode == 0
@@ -137,6 +140,7 @@ def test_an_artifact_of_other_parameters_is_refused(project):
     assert "dvc repro" in result.stderr
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_and_ends_the_same(project):
     """SIGKILL in the search, twice, and in the fine-tuning: weights and figures are bit-equal."""
     edit(project, scales={"small": TINY | {"search": TINY["search"] | {"epochs": 6}}, "paper": {}})
@@ -185,6 +189,7 @@ def ran(output: str) -> list[str]:
     return re.findall(r"Running stage '([^']+)'", output)
 
 
+@pytest.mark.slow
 def test_dvc_runs_what_changed_and_nothing_else(project):
     """repro, a no-op, an experiment with another loss, metrics and params diff."""
     for command in (["git", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "0"]):
@@ -212,6 +217,7 @@ def test_dvc_runs_what_changed_and_nothing_else(project):
     assert ran(run(["dvc", "repro", "--dry"], project).stdout)[:2] == ["make-longtail", "search"]
 
 
+@pytest.mark.slow
 def test_one_bad_row_does_not_stop_the_others(project):
     """`dvc repro --keep-going` makes the good data set and says which row failed, and why."""
     entries = {

@@ -22,6 +22,8 @@ from stages.network import network_of
 from stages.search import run_search
 from stages.transfer import transfer
 
+pytestmark = pytest.mark.slow
+
 SCALE = {
     "data": {"largest_class": 20},
     "search": {"channels": 4, "epochs": 1, "batch_size": 8, "projector": 8, "knn_every": 0},

@@ -203,7 +203,7 @@ class Tape:
             raise ValueError(f"a run takes {self.tensors} tensors; found {len(tensors)}")
         if self._run is None:
             calls = [(call.kernel, call.start) for call in self.calls]
-            self._run = library.linked(self.dtype, self._words, self._addresses, calls)
+            self._run = library.bind(self.dtype, self._words, self._addresses, calls)
         self._run(tensors, seconds)
 
 

@@ -13,11 +13,20 @@
 // are words of 8 bytes each.
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
-#include <omp.h>
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+// Without OpenMP its pragmas say nothing, and there is one thread.
+static void omp_set_num_threads(int) {}
+static int omp_get_max_threads() { return 1; }
+static int omp_get_thread_num() { return 0; }
+#endif
 
 namespace {
 
@@ -72,10 +81,18 @@ template <class T> struct Values<T, 1> {
   typedef T type;
 };
 template <class T, long N> using P = typename Values<T, N>::type;
-template <long N, class T> P<T, N> &as(T *p) { return *reinterpret_cast<P<T, N> *>(p); }
-template <long N, class T> const P<T, N> &as(const T *p) {
+template <long N, class T> P<T, N> as(const T *p) {
   return *reinterpret_cast<const P<T, N> *>(p);
 }
+
+// Where N values are written, at any address; a reference to P would lose its alignment in clang.
+template <class T, long N> struct Target {
+  T *p;
+
+  void operator=(P<T, N> values) const { *reinterpret_cast<P<T, N> *>(p) = values; }
+  void operator+=(P<T, N> values) const { *reinterpret_cast<P<T, N> *>(p) += values; }
+};
+template <long N, class T> Target<T, N> into(T *p) { return {p}; }
 
 // N values in double precision.
 template <long N, class From> P<double, N> wide(From values) {
@@ -90,7 +107,7 @@ template <class T, long N> struct Pair {
   P<T, N> first, second;
 
   void add_to(double *firsts, double *seconds) const {
-    as<N>(firsts) += wide<N>(first), as<N>(seconds) += wide<N>(second);
+    into<N>(firsts) += wide<N>(first), into<N>(seconds) += wide<N>(second);
   }
 };
 
@@ -169,7 +186,7 @@ void pointwise_row(T *to, long apart, const T *from, long stride, const T *matri
     }
     for (int b = 0; b < B; b++)
       for (int n = 0; n < N; n++)
-        as<LANES<T>>(to + (x + b) * apart + v + n * LANES<T>) = sum[b][n];
+        into<LANES<T>>(to + (x + b) * apart + v + n * LANES<T>) = sum[b][n];
     x += B;
   };
   auto columns = [&]<int B, int N>() {
@@ -368,7 +385,7 @@ template <class T> struct Gradient {
       const T *result = y + pixel * width + start + c;
       for (long x = 0; x < count; x++) {
         fetch(from + (x + count) * stride, 1), fetch(result + (x + count) * width, 1);
-        as<N>(to + x * lanes + c) =
+        into<N>(to + x * lanes + c) =
             factor * as<N>(from + x * stride) + slope * as<N>(result + x * width) + offset;
       }
     });
@@ -406,7 +423,7 @@ template <class T> struct Rows {
         T *to = at_row(y) + reach * lanes + c;
         for (long i = 0; i < s.width; i++) {
           const P<T, N> value = affine(as<N>(from + i * distance));
-          as<N>(to + i * lanes) = value < 0 ? P<T, N>{} : value;
+          into<N>(to + i * lanes) = value < 0 ? P<T, N>{} : value;
         }
       }
     });
@@ -443,8 +460,8 @@ template <class T> struct Moments {
       return Pair<T, N>{difference, difference * difference};
     });
     const auto once = wide<N>(sums.first), shift = wide<N>(origin);
-    as<N>(sum + c) += once + double(width) * shift;
-    as<N>(square + c) += wide<N>(sums.second) + shift * (2.0 * once + double(width) * shift);
+    into<N>(sum + c) += once + double(width) * shift;
+    into<N>(square + c) += wide<N>(sums.second) + shift * (2.0 * once + double(width) * shift);
   }
   // Means and biased variances of `count` pixels of so many channels.
   void write(long channels, double count, T *mean, T *var) const {
@@ -525,7 +542,7 @@ void forward(const Shape &s, const Input<T> &input, const T *const *wd, const T 
             by_channel<T>(s.channels, [&]<long N>(long c) {
               if (!whole)
                 for (long x = 0; x < pixels; x++)
-                  as<N>(to + x * s.written() + c) = as<N>(result + x * lanes + c);
+                  into<N>(to + x * s.written() + c) = as<N>(result + x * lanes + c);
               if (moments) own.template add<N>(found + c, apart, pixels, e * lanes + c);
             });
           }
@@ -664,7 +681,7 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
                   const long at = start + x * distance;
                   fetch<true>(gx + at + s.image_width * distance, 1);
                   const P<T, N> value = masked(x, as<N>(input.x + at));
-                  as<N>(gx + at) = adds ? as<N>(gx + at) + value : value;
+                  into<N>(gx + at) = adds ? as<N>(gx + at) + value : value;
                 }
                 return;
               }
@@ -673,7 +690,7 @@ void backward(const Shape &s, const Input<T> &input, const T *mean, const T *con
               pair_sums<T, N>(s.width, [&](long x) {
                 const long at = start + x * distance;
                 const P<T, N> before = as<N>(input.x + at), value = masked(x, before);
-                as<N>(gx + at) = value;
+                into<N>(gx + at) = value;
                 fetch<true>(gx + at + s.image_width * distance, 1);
                 return Pair<T, N>{value, value * (before - centre)};
               }).add_to(sum, sum + wide);
@@ -748,10 +765,10 @@ template <class T> void pool(const Shape &s, long largest, const T *x, T *y, T *
       for (long j = 0; j < width; j++) {
         const P<T, N> next = as<N>(x + from + i * line + j * s.channels);
         // Whoever has met a value that is no number keeps it.
-        value = (next > value) | (next != next) ? next : value;
+        value = ((next > value) | (next != next)) ? next : value;
         sum += next;
       }
-    as<N>(y + to) = largest ? value : sum / T(height * width);
+    into<N>(y + to) = largest ? value : sum / T(height * width);
   });
   if (of_y) find_moments(s.n * s.out(s.height) * s.out(s.width), s.channels, y, of_y);
 }
@@ -768,11 +785,11 @@ void pool_backward(const Shape &s, long largest, const T *x, const T *y, const T
       for (long j = 0; j < width; j++) {
         const long at = from + i * line + j * s.channels;
         if (!largest) {
-          as<N>(gx + at) += given;
+          into<N>(gx + at) += given;
           continue;
         }
         const auto found = as<N>(x + at) == value;
-        as<N>(gx + at) += found ? given : P<T, N>{};
+        into<N>(gx + at) += found ? given : P<T, N>{};
         given = found ? P<T, N>{} : given;
       }
   });
@@ -819,7 +836,7 @@ void mix(const Term<T> *terms, long count, long channels, long rows, const T *fr
     by_channel<T>(channels, [&]<long N>(long c) {
       const P<T, N> constant = as<N>(constants.data() + c);
       for (long r = first; r < last; r++)
-        as<N>(to + r * channels + c) =
+        into<N>(to + r * channels + c) =
             from ? as<N>(from + r * channels + c) + constant : constant;
       // Several at a time, so that the sum is read and written less often.
       auto add = [&]<long TERMS>(long start) {
@@ -833,7 +850,7 @@ void mix(const Term<T> *terms, long count, long channels, long rows, const T *fr
         for (long r = first; r < last; r++) {
           P<T, N> total = as<N>(to + r * channels + c);
           for (long i = 0; i < TERMS; i++) total += factor[i] * as<N>(x[i] + r * width[i]);
-          as<N>(to + r * channels + c) = total;
+          into<N>(to + r * channels + c) = total;
         }
       };
       long i = 0;
@@ -888,7 +905,7 @@ void norm_backward(long rows, long edges, long channels, const Gradient<T> &give
             sum += as<N>(given.factors + i * channels + c) *
                    as<N>(given.given[i] + r * given.stride + c);
           T *to = gx + r * width + block + c;
-          as<N>(to) = adds ? as<N>(to) + sum : sum;
+          into<N>(to) = adds ? as<N>(to) + sum : sum;
         }
       });
   });
@@ -953,7 +970,7 @@ template <class T> struct Block {
           const T *from = x[i] + pixels[r] * channels + c;
           fetch(from + ahead, 1);
           const P<T, N> value = pixels[r] < 0 ? P<T, N>{} : as<N>(from);
-          as<N>(to + r * lanes) = value < 0 ? P<T, N>{} : value;
+          into<N>(to + r * lanes) = value < 0 ? P<T, N>{} : value;
         }
       });
   }
@@ -974,7 +991,7 @@ template <class T> struct Block {
         fetch<true>(to + ahead, 1);
         const P<T, N> own = as<N>(given + r * lanes + start);
         const P<T, N> value = as<N>(input + r * lanes + start) <= 0 ? P<T, N>{} : own;
-        as<N>(to) = adds ? as<N>(to) + value : value;
+        into<N>(to) = adds ? as<N>(to) + value : value;
       }
     });
   }
@@ -1009,7 +1026,7 @@ void project(const Projection &p, const T *const *x, const T *weight, T *y, T *o
           const long to = e * p.of_each() + p.first(g) + c;
           const T *from = result + e * p.count(g) + c;
           for (long r = first; r < last; r++)
-            as<N>(y + r * channels + to) = as<N>(from + (r - first) * own_lanes);
+            into<N>(y + r * channels + to) = as<N>(from + (r - first) * own_lanes);
           if (of_y) own.template add<N>(from, own_lanes, last - first, to);
         });
     }
@@ -1131,20 +1148,27 @@ struct Address {
   long word, tensor;
 };
 
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 } // namespace
 
-// Makes the calls, one after the other, and writes how long each takes, unless that is null.
+// Makes the calls, one after the other, and writes how long each takes, unless that is null. The
+// OpenMP runtime may be another than PyTorch's, so it is told the number of threads.
 extern "C" void run(const Call *calls, long count, const Word *words, long size,
-                    const Address *addresses, long number, char **tensors, double *seconds) {
+                    const Address *addresses, long number, char **tensors, double *seconds,
+                    int threads) {
+  omp_set_num_threads(threads);
   static thread_local std::vector<Word> own;
   own.assign(words, words + size);
   tensors[0] = reinterpret_cast<char *>(own.data());
   for (long i = 0; i < number; i++)
     own[addresses[i].word].address = tensors[addresses[i].tensor] + own[addresses[i].word].number;
   for (long i = 0; i < count; i++) {
-    const double began = seconds ? omp_get_wtime() : 0;
+    const double began = seconds ? now() : 0;
     calls[i].kernel(own.data() + calls[i].first);
-    if (seconds) seconds[i] = omp_get_wtime() - began;
+    if (seconds) seconds[i] = now() - began;
   }
 }
 
