@@ -16,22 +16,20 @@ from PIL import Image
 from ssnas.errors import InputError
 from ssnas.networks.genotype import Edge, Genotype
 from ssnas.networks.space import EDGES, OPS
-from ssnas.report import (
+from ssnas.report.cells import HALF_SIZE, PANEL, PLACES, WIDTH, arrange, draw_genotype
+from ssnas.report.files import read_csv
+from ssnas.report.page import write_html
+from ssnas.report.papers.tables import plus_minus, write_table
+from ssnas.report.pictures import (
     alpha_picture,
     class_counts_picture,
     confusion_picture,
     curves_picture,
-    draw_genotype,
     per_class_picture,
-    plus_minus,
-    summary,
-    write_html,
-    write_table,
 )
-from ssnas.report.drawing import HALF_SIZE, PANEL, PLACES, WIDTH, arrange
-from ssnas.report.files import read_csv
 from ssnas.report.style import KINDS
 from ssnas.report.style import OPS as STYLED_OPS
+from ssnas.report.summary import summary
 
 SVG = "http://www.w3.org/2000/svg"
 NASTY = """<b> & "q" 'a' $x$ $y$"""

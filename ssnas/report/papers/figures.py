@@ -22,10 +22,10 @@ from ssnas.config.schema import build
 from ssnas.errors import InputError
 from ssnas.networks.genotype import Edge, Genotype
 from ssnas.networks.space import CELL_KINDS
-from ssnas.report.declared import choose, mapping, require
-from ssnas.report.drawing import GAP, LEGEND, PANEL, WIDTH, draw_cell, draw_legend
+from ssnas.report.cells import GAP, LEGEND, PANEL, WIDTH, draw_cell, draw_legend
 from ssnas.report.files import read_csv, read_json, read_text
-from ssnas.report.records import Records
+from ssnas.report.papers.declared import choose, mapping, require
+from ssnas.report.papers.records import Records
 from ssnas.report.style import (
     ACCENT,
     DARK,

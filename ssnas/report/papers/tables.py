@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssnas.errors import InputError
-from ssnas.report.compare import paired
-from ssnas.report.declared import Row, Table
-from ssnas.report.records import Record, Records
+from ssnas.report.papers.compare import paired
+from ssnas.report.papers.declared import Row, Table
+from ssnas.report.papers.records import Record, Records
 from ssnas.report.run import FIGURES
 
 log = logging.getLogger(__name__)

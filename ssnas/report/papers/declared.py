@@ -11,7 +11,7 @@ from typing import Any
 from ssnas.config.load import read_yaml
 from ssnas.config.schema import build
 from ssnas.errors import InputError
-from ssnas.report.records import TESTED, Records, cross_validated
+from ssnas.report.papers.records import TESTED, Records, cross_validated
 from ssnas.report.run import FIGURES
 
 TABLES = Path("papers/tables.yaml")

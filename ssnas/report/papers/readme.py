@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ssnas.errors import InputError
-from ssnas.report.declared import Table
-from ssnas.report.tables import (
+from ssnas.report.papers.declared import Table
+from ssnas.report.papers.tables import (
     AND,
     NONE,
     NOT_AT_HAND,
