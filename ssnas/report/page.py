@@ -54,7 +54,7 @@ def _pictures(folder: Path) -> dict[str, Callable[[BinaryIO], None]]:
     """Return by title the pictures whose numbers the folder has."""
     counts, confusion = folder / "class_counts.csv", folder / "confusion.csv"
     search, finetune, alpha = (folder / f"{name}.csv" for name in ("search", "finetune", "alpha"))
-    curves = [path if has_rows(path) else None for path in (search, finetune)]
+    curves = (search if has_rows(search) else None, finetune if has_rows(finetune) else None)
     pictures = {
         "Images per class": partial(class_counts_picture, counts) if counts.exists() else None,
         "Recall or AUC by frequency": partial(per_class_picture, folder / "per_class.csv"),
