@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv as csv_module
 import logging
 import math
 import statistics
@@ -10,7 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
 
 from ssnas.errors import InputError
 from ssnas.report.papers.compare import paired
@@ -20,7 +21,7 @@ from ssnas.report.run import FIGURES
 
 log = logging.getLogger(__name__)
 
-# What a cell says where there is no figure.
+# The texts of cells without a figure.
 NOT_RUN = "not run"
 NOT_RECORDED = "not recorded"
 UNREADABLE = "unreadable"
@@ -30,9 +31,10 @@ NONE = "–"
 # Between the different data sets or devices of one system's seeds.
 AND = " + "
 
-# Columns that the compact form of a table leaves out.
-_DETAILS = ("system", "multiply-adds (M)", "seeds", "scale", "data", "search (s)", "training (s)")
-_DETAILS += ("device", "source", "note")
+# Columns that the compact form of a table leaves out; the latter if the rows agree in them.
+_DETAILS = {"system", "multiply-adds (M)", "seeds", "scale", "data", "search (s)", "training (s)"}
+_DETAILS |= {"device", "source", "note"}
+_UNLESS_DIFFERENT = {"image size", "epochs"}
 
 
 class _Unit(NamedTuple):
@@ -41,29 +43,21 @@ class _Unit(NamedTuple):
     decimals: int
 
 
-_NETWORK = {
+_UNITS = {
     "image_size": _Unit("image size", 1, 0),
     "epochs": _Unit("epochs", 1, 0),
     "parameters": _Unit("parameters (M)", 1e-6, 3),
     "multiply_adds": _Unit("multiply-adds (M)", 1e-6, 1),
+    **{
+        key: _Unit(f"{title} (%)", 100, 2) if percent else _Unit(title, 1, 3)
+        for key, (title, percent) in FIGURES.items()
+    },
 }
-
-
-def _unit(key: str) -> _Unit:
-    title, percent = FIGURES[key]
-    return _Unit(f"{title} (%)", 100, 2) if percent else _Unit(title, 1, 3)
-
-
-def plus_minus(mean: float, std: float | None, n: int, decimals: int = 2) -> str:
-    """`mean ± std (n)` over n runs, without the deviation for one run."""
-    if std is None or n == 1:
-        return f"{mean:.{decimals}f} ({n})"
-    return f"{mean:.{decimals}f} ± {std:.{decimals}f} ({n})"
 
 
 @dataclass(frozen=True)
 class _Line:
-    """One row of a table at one scale, with the seeds that its system and its reference have run.
+    """A row of a table at one scale, with the seeds that its system and its reference have run.
 
     `declared` counts the system's seeds in papers/rows.yaml.
     """
@@ -75,12 +69,26 @@ class _Line:
     reference: Row | None
     reference_runs: Sequence[Record]
 
+    def figures(self, key: str) -> dict[int, float]:
+        """The test figure by seed, in the unit that is shown."""
+        return _numbers(self.runs, "figures", key, self.row.prefix or "")
 
-Cell = Callable[[_Line], str]
+
+class _Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+        of: the rows that have figures in it: all, those of a system, those that have run, or
+            those whose network has (a reference predictor has none).
+    """
+
+    title: str
+    of: Literal["all", "system", "run", "network"]
+    cell: Callable[[_Line], str]
 
 
 def table_cells(table: Table, scale: str, records: Records) -> list[dict[str, str]]:
-    """The cells of a paper's table at one scale, every row with the same columns.
+    """Fill the cells of a paper's table at one scale, every row with the same columns.
 
     Figures are mean ± sample standard deviation (n) over the seeds that have run; in a table of
     cross-validated systems over the folds of all seeds. Parameters and multiply-adds show a
@@ -88,127 +96,116 @@ def table_cells(table: Table, scale: str, records: Records) -> list[dict[str, st
 
     A file that is malformed makes its row's cells read "unreadable", and is named in the log.
     """
-    columns, warned = _columns(table), set()
-
-    def readable(cell: Cell, line: _Line) -> str:
-        try:
-            return cell(line)
-        except InputError as error:
-            if str(error) not in warned:
-                log.warning("%s", error)
-            warned.add(str(error))
-            return UNREADABLE
-
+    columns = _columns(table)
     lines = [_line(table, row, scale, records) for row in table.rows]
-    return [{title: readable(cell, line) for title, cell in columns.items()} for line in lines]
+    errors: dict[str, None] = {}
+    cells = [{column.title: _fill(column, line, errors) for column in columns} for line in lines]
+    for error in errors:
+        log.warning("%s", error)
+    return cells
 
 
 def _line(table: Table, row: Row, scale: str, records: Records) -> _Line:
-    declared, reference = _records(row, scale, records), table.reference(row)
-    runs, reference_runs = (
-        [record for record in found if record.has_run]
-        for found in (declared, _records(reference, scale, records))
+    def runs(of: Row | None) -> list[Record]:
+        return records.of(of.kind, of.system, scale) if of and of.system else []
+
+    declared, reference = runs(row), table.reference(row)
+    have_run, reference_runs = (
+        [record for record in found if record.has_run] for found in (declared, runs(reference))
     )
-    return _Line(row, scale, len(declared), runs, reference, reference_runs)
+    return _Line(row, scale, len(declared), have_run, reference, reference_runs)
 
 
-def _records(row: Row | None, scale: str, records: Records) -> list[Record]:
-    return records.of(row.kind, row.system, scale) if row and row.system else []
+def _fill(column: _Column, line: _Line, errors: dict[str, None]) -> str:
+    if column.of == "network" and line.row.prefix:
+        return NONE
+    if column.of != "all" and not line.row.system:
+        return REPORTED_ONLY
+    if column.of in ("run", "network") and not line.runs:
+        return NOT_RUN
+    try:
+        return column.cell(line)
+    except InputError as error:
+        errors[str(error)] = None
+        return UNREADABLE
 
 
-def _columns(table: Table) -> dict[str, Cell]:
-    """The titles of the columns in order, with what fills them."""
-    columns: dict[str, Cell] = {
-        "method": lambda line: line.row.method,
-        "system": lambda line: line.row.system or NONE,
-        "image size": _measured(partial(_spread, key="image_size")),
-        "epochs": _network(partial(_spread, key="epochs")),
-    }
+def _columns(table: Table) -> list[_Column]:
+    columns = [
+        _Column("method", "all", lambda line: line.row.method),
+        _Column("system", "all", lambda line: line.row.system or NONE),
+        _Column("image size", "run", partial(_network, key="image_size")),
+        _Column("epochs", "network", partial(_network, key="epochs")),
+    ]
     for key in ("parameters", "multiply_adds"):
-        columns[_NETWORK[key].title] = _network(partial(_spread, key=key))
-        columns |= _reported(table, key, _NETWORK[key].title)
+        columns.append(_Column(_UNITS[key].title, "network", partial(_network, key=key)))
+        columns += _reported(table, key)
     over, figure = (", over folds", _over_folds) if table.cross_validated else ("", _over_seeds)
     for key in table.figures:
-        title = _unit(key).title
-        columns[title + over] = _measured(partial(figure, key=key))
-        columns |= _reported(table, key, title)
+        columns.append(_Column(_UNITS[key].title + over, "run", partial(figure, key=key)))
+        columns += _reported(table, key)
     if name := table.reference_name():
-        title = f"{_unit(table.figures[0]).title}, difference to {name}"
-        columns[title] = _measured(partial(_difference, key=table.figures[0]))
-    return columns | {
-        "seeds": _of_system(lambda line: f"{len(line.runs)} of {line.declared}"),
-        "scale": _of_system(lambda line: line.scale),
-        "data": _measured(partial(_distinct, what="data", text=_provenance)),
-        "search (s)": _network(partial(_seconds, what="search")),
-        "training (s)": _network(partial(_seconds, what="training")),
-        "device": _network(partial(_distinct, what="training", text=_device)),
-        "source": lambda line: line.row.source or NONE,
-        "note": lambda line: line.row.note or NONE,
-    }
+        title = f"{_UNITS[table.figures[0]].title}, difference to {name}"
+        columns.append(_Column(title, "run", partial(_difference, key=table.figures[0])))
+    return [
+        *columns,
+        _Column("seeds", "system", lambda line: f"{len(line.runs)} of {line.declared}"),
+        _Column("scale", "system", lambda line: line.scale),
+        _Column("data", "run", partial(_distinct, what="data", text=_provenance)),
+        _Column("search (s)", "network", partial(_seconds, what="search")),
+        _Column("training (s)", "network", partial(_seconds, what="training")),
+        _Column("device", "network", partial(_distinct, what="training", text=_device)),
+        _Column("source", "all", lambda line: line.row.source or NONE),
+        _Column("note", "all", lambda line: line.row.note or NONE),
+    ]
 
 
-def _of_system(cell: Cell) -> Cell:
-    return lambda line: cell(line) if line.row.system else REPORTED_ONLY
-
-
-def _measured(cell: Cell) -> Cell:
-    return _of_system(lambda line: cell(line) if line.runs else NOT_RUN)
-
-
-def _network(cell: Cell) -> Cell:
-    """A cell that a reference predictor does not have."""
-    measured = _measured(cell)
-    return lambda line: NONE if line.row.prefix else measured(line)
-
-
-def _reported(table: Table, key: str, title: str) -> dict[str, Cell]:
-    """The column of published figures, all with the decimals of the finest; none if there are none.
+def _reported(table: Table, key: str) -> list[_Column]:
+    """Make the column of published figures, if there are any, with the decimals of the finest.
 
     YAML reads the 21.80 that a paper prints as 21.8.
     """
-
-    figures = [row.reported[key] for row in table.rows if row.reported.get(key) is not None]
-    decimals = max((len(str(figure).partition(".")[2]) for figure in figures), default=0)
+    reported = [row.reported[key] for row in table.rows if key in row.reported]
+    printed = (str(figure).partition(".")[2] for figure in reported if figure is not None)
+    decimals = max(map(len, printed), default=0)
 
     def cell(line: _Line) -> str:
-        if key not in line.row.reported:
-            return NONE
-        value = line.row.reported[key]
-        return NOT_AT_HAND if value is None else f"{value:.{decimals}f}"
+        value = line.row.reported.get(key)
+        if value is None:
+            return NOT_AT_HAND if key in line.row.reported else NONE
+        return f"{value:.{decimals}f}"
 
-    return {f"{title}, reported": cell} if table.reports(key) else {}
-
-
-def _numbers(runs: Iterable[Record], what: str, key: str, factor: float = 1) -> dict[int, float]:
-    """By seed, for the seeds that have the number."""
-    found = {run.seed: run.number(what, key) for run in runs}
-    return {seed: value * factor for seed, value in found.items() if value is not None}
+    return [_Column(f"{_UNITS[key].title}, reported", "all", cell)] if reported else []
 
 
-def _test_figures(line: _Line, key: str) -> dict[int, float]:
-    """By seed, in the unit that is shown."""
-    return _numbers(line.runs, "figures", (line.row.prefix or "") + key, _unit(key).factor)
+def _numbers(runs: Iterable[Record], what: str, key: str, prefix: str = "") -> dict[int, float]:
+    """Read by seed, for the seeds that have it, a number in the unit that is shown."""
+    numbers = {run.seed: run.number(what, prefix + key) for run in runs}
+    factor = _UNITS[key].factor if key in _UNITS else 1
+    return {seed: value * factor for seed, value in numbers.items() if value is not None}
+
+
+def _network(line: _Line, key: str) -> str:
+    """Write a fact of the network, with a deviation only where seeds differ."""
+    values = list(_numbers(line.runs, "network", key).values())
+    if values and len(set(values)) == 1:
+        return f"{values[0]:.{_UNITS[key].decimals}f}"
+    return _mean_std(values, _UNITS[key].decimals)
 
 
 def _over_seeds(line: _Line, key: str) -> str:
-    values = list(_test_figures(line, key).values())
-    return _mean_std(values, _unit(key).decimals) if values else NOT_RECORDED
-
-
-def _mean_std(values: Sequence[float], decimals: int) -> str:
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return plus_minus(statistics.fmean(values), std, len(values), decimals)
+    return _mean_std(list(line.figures(key).values()), _UNITS[key].decimals)
 
 
 def _over_folds(line: _Line, key: str) -> str:
-    """Over the folds of all seeds, from each seed's mean and deviation."""
-    unit, means = _unit(key), _test_figures(line, key)
+    """Write a figure over the folds of all seeds, from each seed's mean and deviation."""
+    means, factor, decimals = line.figures(key), _UNITS[key].factor, _UNITS[key].decimals
     if not means:
         return NOT_RECORDED
-    stds = _numbers(line.runs, "figures", f"{key}_std", unit.factor)
+    stds = _numbers(line.runs, "figures", f"{key}_std")
     folds = _numbers(line.runs, "figures", "folds")
-    groups = [(mean, stds.get(s, 0.0), int(folds.get(s, 1))) for s, mean in means.items()]
-    return plus_minus(*_pooled(groups), unit.decimals)
+    groups = [(m, factor * stds.get(s, 0.0), int(folds.get(s, 1))) for s, m in means.items()]
+    return plus_minus(*_pooled(groups), decimals)
 
 
 def _pooled(groups: Sequence[tuple[float, float, int]]) -> tuple[float, float | None, int]:
@@ -225,27 +222,15 @@ def _pooled(groups: Sequence[tuple[float, float, int]]) -> tuple[float, float | 
 
 
 def _difference(line: _Line, key: str) -> str:
-    reference, other = line.reference, _test_figures(line, key)
-    if not other:
+    figures, reference = line.figures(key), line.reference
+    if not figures:
         return NOT_RECORDED
     if reference is None or line.row == reference:
         return NONE
     if not line.reference_runs:
         return f"{reference.method}: {NOT_RUN}"
-    unit = _unit(key)
-    comparison = paired(_numbers(line.reference_runs, "figures", key, unit.factor), other)
-    return comparison.text(unit.decimals) if comparison else "no common seed"
-
-
-def _spread(line: _Line, key: str) -> str:
-    """A fact of the network, with a deviation only where seeds differ."""
-    unit = _NETWORK[key]
-    values = list(_numbers(line.runs, "network", key, unit.factor).values())
-    if not values:
-        return NOT_RECORDED
-    if len(set(values)) > 1:
-        return _mean_std(values, unit.decimals)
-    return f"{values[0]:.{unit.decimals}f}"
+    comparison = paired(_numbers(line.reference_runs, "figures", key), figures)
+    return comparison.text(_UNITS[key].decimals) if comparison else "no common seed"
 
 
 def _seconds(line: _Line, what: str) -> str:
@@ -272,32 +257,42 @@ def _provenance(data: Mapping[str, Any]) -> str:
 
 
 def _device(cost: Mapping[str, Any]) -> str:
-    threads = cost.get("threads")
-    plural = "" if threads == 1 else "s"
-    return f"{cost.get('device', 'unnamed')}" + (f", {threads} thread{plural}" if threads else "")
+    device, threads = str(cost.get("device", "unnamed")), cost.get("threads")
+    return f"{device}, {threads} thread{'s' if threads != 1 else ''}" if threads else device
+
+
+def _mean_std(values: Sequence[float], decimals: int) -> str:
+    if not values:
+        return NOT_RECORDED
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return plus_minus(statistics.fmean(values), std, len(values), decimals)
+
+
+def plus_minus(mean: float, std: float | None, n: int, decimals: int = 2) -> str:
+    """Write mean ± standard deviation (n) over n runs, without the deviation for one run.
+
+    >>> plus_minus(10.914, 0.126, 3), plus_minus(10.914, None, 1)
+    ('10.91 ± 0.13 (3)', '10.91 (1)')
+    """
+    deviation = "" if std is None or n == 1 else f" ± {std:.{decimals}f}"
+    return f"{mean:.{decimals}f}{deviation} ({n})"
 
 
 def has_run(row: Mapping[str, str]) -> bool:
-    """Whether the cells are those of a system of which at least one seed has run."""
+    """Tell whether the cells are those of a system of which at least one seed has run."""
     return row["seeds"] != REPORTED_ONLY and not row["seeds"].startswith("0 ")
 
 
 def compact(rows: Sequence[Mapping[str, str]]) -> str:
-    """The Markdown of a paper's table without the columns that say how its figures came about.
-
-    The image size, and the epochs of training, stay where rows differ in them.
+    """Write a paper's table as Markdown, without the columns on how its figures came about.
 
     Args:
         rows: cells by column, at least one row, as `table_cells` gives them.
     """
-    ran = [row for row in rows if has_run(row)]
-    alike = [
-        column
-        for column in ("image size", "epochs")
-        if len({row[column] for row in ran} - {NOT_RECORDED, NONE}) < 2
-    ]
-    columns = [column for column in rows[0] if column not in (*_DETAILS, *alike)]
-    return markdown(columns, [[row[column] for column in columns] for row in rows])
+    measured = pd.DataFrame([row for row in rows if has_run(row)], columns=list(rows[0]))
+    distinct = measured.where(~measured.isin([NOT_RECORDED, NONE])).nunique()
+    left_out = _DETAILS | {column for column in _UNLESS_DIFFERENT if distinct[column] < 2}
+    return markdown([{c: text for c, text in row.items() if c not in left_out} for row in rows])
 
 
 def write_tables(tables: Mapping[str, Table], records: Records, folder: Path) -> str:
@@ -322,18 +317,23 @@ def write_table(rows: Sequence[Mapping[str, str]], path: Path, heading: str) -> 
     Args:
         rows: cells by column, at least one row, all with the same columns.
     """
-    columns, cells = list(rows[0]), [list(row.values()) for row in rows]
-    csv, page = (path.with_name(f"{path.name}.{suffix}") for suffix in ("csv", "md"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with csv.open("w", newline="", encoding="utf-8") as file:
-        csv_module.writer(file, lineterminator="\n").writerows([columns, *cells])
-    page.write_text(f"{heading}\n\n{markdown(columns, cells)}", encoding="utf-8")
+    csv, page = (path.with_name(f"{path.name}.{suffix}") for suffix in ("csv", "md"))
+    pd.DataFrame(rows).to_csv(csv, index=False, lineterminator="\n", encoding="utf-8")
+    page.write_text(f"{heading}\n\n{markdown(rows)}", encoding="utf-8")
 
 
-def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; a bar in a cell is escaped, a line break becomes a space."""
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Write a Markdown table; a bar in a cell is escaped, a line break becomes a space.
+
+    >>> print(markdown([{"a": "1|2", "b": "three"}]), end="")
+    | a    | b     |
+    | ---- | ----- |
+    | 1\\|2 | three |
+    """
     lines = [
-        [cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in (columns, *cells)
+        [cell.replace("|", r"\|").replace("\n", " ") for cell in cells]
+        for cells in (list(rows[0]), *(list(row.values()) for row in rows))
     ]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
