@@ -55,7 +55,7 @@ def run_missing(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return 1 while a file is missing. Options that are not its own go to every command."""
+    """Return 1 while a file is missing. Options unknown to it go to every command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--seconds", type=float, default=float("inf"))

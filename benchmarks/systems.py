@@ -1,4 +1,4 @@
-"""The measured steps: the project's own, and the same as the published codes take them."""
+"""The measured steps: the project's, and the same as the published codes take them."""
 
 from __future__ import annotations
 

@@ -190,59 +190,51 @@ def curves_picture(search_csv: Path | None, finetune_csv: Path | None, png: Targ
 def alpha_picture(alpha_csv: Path, png: Target) -> None:
     """Draw the op weights σ(α) (or softmax) over epochs, one small panel per edge of both cells."""
     table = read_csv(alpha_csv, "epoch", "cell", "edge", "op", "weight")
-    cells = {str(cell): part for cell, part in table.groupby("cell")}
-    rows = [-(-part["edge"].nunique() // _COLUMNS) for part in cells.values()]
-    inches = [1.35 * count + 0.95 for count in rows]
-    height = top = sum(inches) + 0.3
+    cells = [(str(cell), part) for cell, part in table.groupby("cell")]
+    rows = [-(-part["edge"].nunique() // _COLUMNS) for _, part in cells]
+    inches = [*(1.35 * count + 0.95 for count in rows), 0.3]
     with styled():
-        figure = Figure(figsize=(11, height))
-        for (cell, part), count, block in zip(cells.items(), rows, inches, strict=True):
-            # A fixed grid: matplotlib's automatic layout takes seconds for so many panels.
-            grid = figure.add_gridspec(
-                count,
-                _COLUMNS,
-                left=0.05,
-                right=0.99,
-                top=(top - 0.55) / height,
-                bottom=(top - block + 0.45) / height,
-                hspace=0.36,
-                wspace=0.1,
-            )
+        figure = Figure(figsize=(11, sum(inches)))
+        *blocks, foot = figure.subfigures(len(inches), 1, squeeze=False, height_ratios=inches)[:, 0]
+        for block, (cell, part), count, height in zip(blocks, cells, rows, inches, strict=False):
+            # Fixed margins: matplotlib's automatic layout takes seconds for so many panels.
+            margins = {
+                "left": 0.05,
+                "right": 0.99,
+                "top": 1 - 0.55 / height,
+                "bottom": 0.45 / height,
+            }
+            grid = block.subplots(count, _COLUMNS, sharex=True, sharey=True, squeeze=False)
+            block.subplots_adjust(**margins, hspace=0.36, wspace=0.1)
             title = {"normal": "Normal cell", "reduce": "Reduction cell"}.get(cell, cell)
-            figure.text(0.01, (top - 0.24) / height, f"{title}: op weights", weight="bold", size=11)
-            _draw_edges(grid.subplots(sharex=True, sharey=True, squeeze=False), part)
-            top -= block
+            block.text(0.01, 1 - 0.24 / height, f"{title}: op weights", weight="bold", size=11)
+            _draw_edges(grid, part)
         handles = [
             Line2D([], [], color=op_colour(op), linestyle=OPS[op][1], label=op)  # type: ignore[arg-type]
             for op in OPS
             if op in set(table["op"])
         ]
-        figure.legend(handles=handles, loc="lower center", ncols=8, fontsize=8)
+        foot.legend(handles=handles, loc="lower center", ncols=8, fontsize=8)
         save(figure, png)
 
 
 def _draw_edges(grid: np.ndarray, table: pd.DataFrame) -> None:
-    edges = list(dict.fromkeys(table["edge"]))
-    for axes, edge in zip(grid.flat, edges, strict=False):
-        _draw_edge(axes, table[table["edge"] == edge], edge)
-    for axes in grid.flat[len(edges) :]:
+    for axes in grid.flat[table["edge"].nunique() :]:
         axes.set_axis_off()
+    for axes, (edge, part) in zip(grid.flat, table.groupby("edge", sort=False), strict=False):
+        source, target = (state_name(int(state)) for state in str(edge).split("->"))
+        for op, (_, line) in OPS.items():
+            weights = part[part["op"] == op]
+            axes.plot(weights["epoch"], weights["weight"], line, color=op_colour(op), linewidth=1.1)
+        axes.set_title(f"{source} → {target}", fontsize=8.5, loc="center", weight="normal", pad=3)
+        axes.set_ylim(-0.03, 1.03)
+        axes.tick_params(labelsize=7)
+        integer_ticks(axes.xaxis, most=4)
+        axes.grid()
     for axes in grid[-1]:
         axes.set_xlabel("epoch", fontsize=8)
     for axes in grid[:, 0]:
         axes.set_ylabel("weight", fontsize=8)
-
-
-def _draw_edge(axes: Axes, table: pd.DataFrame, edge: str) -> None:
-    source, target = (state_name(int(state)) for state in edge.split("->"))
-    for op in OPS:
-        line = table[table["op"] == op]
-        axes.plot(line["epoch"], line["weight"], OPS[op][1], color=op_colour(op), linewidth=1.1)
-    axes.set_title(f"{source} → {target}", fontsize=8.5, loc="center", weight="normal", pad=3)
-    axes.set_ylim(-0.03, 1.03)
-    axes.tick_params(labelsize=7)
-    integer_ticks(axes.xaxis, most=4)
-    axes.grid()
 
 
 def _wide_figure(bars: int) -> tuple[Figure, Axes]:

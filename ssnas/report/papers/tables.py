@@ -111,7 +111,7 @@ def _line(table: Table, row: Row, scale: str, records: Records) -> _Line:
 
     declared, reference = runs(row), table.reference(row)
     have_run, reference_runs = (
-        [record for record in found if record.has_run] for found in (declared, runs(reference))
+        [run for run in candidates if run.has_run] for candidates in (declared, runs(reference))
     )
     return _Line(row, scale, len(declared), have_run, reference, reference_runs)
 

@@ -17,7 +17,7 @@ from ssnas.report.papers.compare import Comparison, paired
 from ssnas.report.papers.declared import TABLES, read_tables
 from ssnas.report.papers.readme import replace_block, results
 from ssnas.report.papers.records import Records
-from ssnas.report.papers.tables import compact, table_cells, write_tables
+from ssnas.report.papers.tables import compact, plus_minus, table_cells, write_table, write_tables
 from stages.readme import readme
 
 ERRORS = {"ours": {0: 0.10, 1: 0.12, 2: 0.11}, "plain": {0: 0.20, 1: 0.24}}
@@ -341,6 +341,33 @@ def test_the_papers_tables_quote_what_the_papers_print():
 
 
 # --- the files and the README
+
+
+def test_table_cells(tmp_path):
+    rows = [{"method": "a|b", "error": "1.0"}, {"method": "paper\nonly", "error": "not run"}]
+    write_table(rows, tmp_path / "v1.5", "A heading")
+    with (tmp_path / "v1.5.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.DictReader(file)) == rows
+    assert (tmp_path / "v1.5.md").read_text(encoding="utf-8") == (
+        "A heading\n\n"
+        "| method     | error   |\n"
+        "| ---------- | ------- |\n"
+        "| a\\|b       | 1.0     |\n"
+        "| paper only | not run |\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((10.914, 0.126, 3), "10.91 ± 0.13 (3)"),
+        ((10.914, 0.126, 3, 1), "10.9 ± 0.1 (3)"),
+        ((10.914, 0.0, 1), "10.91 (1)"),
+        ((10.914, None, 2), "10.91 (2)"),
+    ],
+)
+def test_plus_minus(arguments, text):
+    assert plus_minus(*arguments) == text
 
 
 def test_files_and_print_of_the_scales_that_have_results(project):
