@@ -1,16 +1,18 @@
-"""What a search step must compute and move, and what the machine can."""
+"""The work and the memory traffic that a search step needs, and the machine's limits of both."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.measure import Setting, resized, seconds_of
+from benchmarks.measure import Setting, seconds_of
 from benchmarks.systems import SearchStep, System, computing
 
 TRIALS = 5
@@ -21,12 +23,12 @@ COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}
 
 
 def arithmetic_limit(setting: Setting) -> float:
-    """Floating-point operations a second, two for a multiply-add, of what is fastest among several
-    n×n products and several 3×3 convolutions of as much work.
+    """Measure the floating-point operations a second, two for a multiply-add, of the fastest work.
 
-    Neither alone is the machine's limit: a library may not use a processor's widest vectors for
-    one of them. In bfloat16 with `amp` bf16. Otherwise in float32, but with TF32 wherever PyTorch
-    lets cuDNN's convolutions use it, since those could go beyond float32's limit.
+    That is the best of several n×n products and several 3×3 convolutions of as much work: a library
+    may not use a processor's widest vectors for one of them. In bfloat16 with `amp` bf16. Otherwise
+    in float32, but with TF32 wherever PyTorch lets cuDNN's convolutions use it, since those could
+    go beyond float32's limit.
     """
     device = torch.device(setting.device)
     n = MATRIX["cpu" if device.type == "cpu" else "cuda"]
@@ -37,20 +39,20 @@ def arithmetic_limit(setting: Setting) -> float:
     images = n**3 // (9 * CONVOLVED**2 * CONVOLVED_SIZE**2)
     x = torch.randn(images, CONVOLVED, CONVOLVED_SIZE, CONVOLVED_SIZE, device=device, dtype=dtype)
     kernel = torch.randn(CONVOLVED, CONVOLVED, 3, 3, device=device, dtype=dtype)
-    x, kernel = (own.contiguous(memory_format=torch.channels_last) for own in (x, kernel))
-    own = torch.backends.cuda.matmul.allow_tf32
+    x, kernel = (t.contiguous(memory_format=torch.channels_last) for t in (x, kernel))
+    allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     try:
         multiplying = _best(lambda: torch.mm(a, b, out=product), device)
         convolving = _best(lambda: torch.conv2d(x, kernel, padding=1), device)
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = own
+        torch.backends.cuda.matmul.allow_tf32 = allowed
     convolved = 9 * CONVOLVED**2 * images * CONVOLVED_SIZE**2
     return 2 * max(n**3 / multiplying, convolved / convolving)
 
 
 def bandwidth_limit(setting: Setting) -> float:
-    """Bytes a second, read and written, of the best of several copies within the memory."""
+    """Measure the bytes a second, read and written, of the best copy within the memory."""
     device = torch.device(setting.device)
     size = COPIED_BYTES["cpu" if device.type == "cpu" else "cuda"]
     source = torch.ones(size, dtype=torch.uint8, device=device)
@@ -72,7 +74,13 @@ class _Operations(TorchDispatchMode):
         super().__init__()
         self.total = 0
 
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        operator: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         result = operator(*args, **(kwargs or {}))
         if operator.overloadpacket is torch.ops.aten.convolution_backward:
             gradient, _x, weight, *_others, wanted = args
@@ -85,7 +93,7 @@ class _Operations(TorchDispatchMode):
 
 
 def operations(work: Callable[[], object]) -> int:
-    """Floating-point operations of the convolutions and matrix products that `work` runs.
+    """Count the floating-point operations of the convolutions and matrix products of `work`.
 
     A multiply-add counts as two. Batch norm, pooling, activations and sums are left out.
     """
@@ -95,13 +103,13 @@ def operations(work: Callable[[], object]) -> int:
 
 
 def step_operations(setting: Setting) -> int:
-    """Floating-point operations that one search step needs, see `operations`.
+    """Count the floating-point operations that one search step needs, see `operations`.
 
     Counted on the definition of the network, whose convolutions are neither rearranged nor padded,
     but without the gradients that a step does not need. All of them grow with the batch, so that
     a small one is counted, on the CPU.
     """
-    small = resized(setting, batch=COUNTED_BATCH, device="cpu", amp="off", graphs="off")
+    small = replace(setting, batch=COUNTED_BATCH, device="cpu", amp="off", graphs="off")
     return _counted(small) * setting.batch // COUNTED_BATCH
 
 
@@ -111,7 +119,7 @@ def _counted(setting: Setting) -> int:
 
 
 def saved_bytes(work: Callable[[], object], parameters: Iterable[Tensor]) -> int:
-    """Bytes of the tensors that `work` saves for its backward pass; `parameters` do not count.
+    """Count the bytes that `work` saves for its backward pass; `parameters` do not count.
 
     A tensor that several operations save counts once, and so do views of one memory.
     """
@@ -131,7 +139,7 @@ def saved_bytes(work: Callable[[], object], parameters: Iterable[Tensor]) -> int
 
 
 def step_bytes(setting: Setting) -> int:
-    """Least bytes that one search step, as implemented, moves to and from memory.
+    """Count the least bytes that one search step, as implemented, moves to and from memory.
 
     What the forward passes keep for the backward passes is written once and read once. All else,
     as temporaries, second reads, gradients and weights, is left out.

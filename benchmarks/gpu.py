@@ -19,7 +19,7 @@ SIZES = ((32, 3), (256, 3), (32, 8), (256, 8))
 
 
 def plan() -> dict[str, tuple[str, ...]]:
-    """The module and options that write each file, the most important first."""
+    """List the module and options that write each file, the most important first."""
     steps = {
         f"step-batch-{batch}-cells-{cells}.json": (
             *("benchmarks.step", "--batch", str(batch), "--cells", str(cells), "--repeats", "20"),
@@ -37,7 +37,7 @@ def plan() -> dict[str, tuple[str, ...]]:
 def run_missing(
     out: Path, commands: dict[str, tuple[str, ...]], extra: Sequence[str], seconds: float
 ) -> int:
-    """How many of the files are still missing, after running what makes them."""
+    """Run what makes the files that are missing, and count those that still are."""
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     for name, (module, *options) in commands.items():
@@ -55,12 +55,8 @@ def run_missing(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 1 while a file is missing. Options that are not its own go to every command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Return 1 while a file is missing. Options unknown to it go to every command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     args, extra = parser.parse_known_args(argv)

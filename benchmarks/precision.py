@@ -9,23 +9,22 @@ picture is written beside the JSON. See `benchmarks/README.md` for how to read i
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 from benchmarks import measure
 from benchmarks.measure import Setting
 from benchmarks.systems import System, computing
-from ssnas.artifacts import read_splits
+from ssnas.artifacts import read_splits, write_json
 from ssnas.config.load import load_main
 from ssnas.config.schema import Run
 from ssnas.data.views import Normalise
-from ssnas.report.style import ACCENT, DARK, save, styled
+from ssnas.report.style import ACCENT, DARK, integer_ticks, save, styled
 from ssnas.runtime.device import choose_device
 from ssnas.search import search
 from ssnas.training.images import TrainingImages
@@ -38,7 +37,7 @@ Curve = list[float]
 
 
 def curves(run: Run, seed: int, amp: str, device: torch.device) -> dict[str, Curve]:
-    """The curves of one search, without labels."""
+    """Search once, without labels, and return the curves."""
     splits = read_splits(run)
     normalise = Normalise.of(splits.train.images)
     images = replace(TrainingImages.of(splits.train, normalise, splits.flip, device), labels=None)
@@ -47,41 +46,42 @@ def curves(run: Run, seed: int, amp: str, device: torch.device) -> dict[str, Cur
     return {loss: [row[loss] for row in history] for loss in LOSSES}
 
 
-def comparison(found: Mapping[str, Mapping[str, dict[str, Curve]]], loss: str) -> dict[str, float]:
-    """How far apart the precisions are, and the seeds.
+def comparison(
+    results: Mapping[str, Mapping[str, Mapping[str, Curve]]], loss: str
+) -> dict[str, float]:
+    """Measure how far apart the precisions are, and the seeds.
 
     Args:
-        found: for each precision and seed the curves.
+        results: for each precision and seed the curves.
+        loss: a key of `LOSSES`.
 
     Returns:
         `difference`: the mean over seeds and epochs of the distance of the two precisions' losses
         for one seed; `noise`: the mean over epochs of the standard deviation over the seeds in
         float32.
     """
-    pairs = [
-        (value, other[loss][epoch])
-        for seed, other in found["bf16"].items()
-        for epoch, value in enumerate(found["off"][seed][loss])
-    ]
-    by_epoch = zip(*(own[loss] for own in found["off"].values()), strict=True)
+    plain, mixed = (
+        np.array([curves[loss] for _, curves in sorted(results[amp].items())])
+        for amp in ("off", "bf16")
+    )
     return {
-        "difference": fmean(abs(a - b) for a, b in pairs),
-        "noise": fmean(map(stdev, by_epoch)),
+        "difference": float(abs(plain - mixed).mean()),
+        "noise": float(plain.std(axis=0, ddof=1).mean()),
     }
 
 
-def draw(report: dict, png: Path) -> None:
-    """A panel for each loss with a curve for each seed and precision, from what `main` writes."""
+def draw(results: Mapping[str, Mapping[str, Mapping[str, Curve]]], png: Path) -> None:
+    """Draw a panel for each loss with a curve for each seed and precision."""
     with styled():
         figure = Figure(figsize=(8.6, 3.6), layout="constrained")
         for axes, (loss, name) in zip(figure.subplots(1, 2), LOSSES.items(), strict=True):
             for amp, (label, colour) in NAMES.items():
-                for index, own in enumerate(report["results"][amp].values()):
-                    epochs = range(1, len(own[loss]) + 1)
-                    label = label if index == 0 else None
-                    axes.plot(epochs, own[loss], color=colour, label=label, linewidth=1.2)
+                curves = np.array([curves[loss] for curves in results[amp].values()]).T
+                labels = [label] + [None] * (curves.shape[1] - 1)
+                epochs = np.arange(1, len(curves) + 1)
+                axes.plot(epochs, curves, color=colour, label=labels, linewidth=1.2)
             axes.set(title=name, xlabel="epoch")
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            integer_ticks(axes.xaxis)
             axes.grid()
         handles = axes.get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=len(NAMES))
@@ -89,16 +89,11 @@ def draw(report: dict, png: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.precision",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = measure.parser("precision", __doc__)
     parser.add_argument("--seeds", type=int, default=3, help="at least 2")
-    measure.add_machine(parser)
     parser.add_argument("--out", type=Path, required=True, help="JSON; a PNG goes beside it")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    measure.use_machine(args.threads)
     run, device = load_main(), choose_device(args.device)
     size = read_splits(run).train.images.shape[1]
     sizes = run.search.channels, run.search.cells, run.search.batch_size, size
@@ -109,12 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             results[amp][str(seed)] = curves(run, seed, amp, device)
     compared = {loss: comparison(results, loss) for loss in LOSSES}
     report = measure.report("precision", setting, args.seeds, compared=compared, results=results)
-    measure.write_json(args.out, report)
-    draw(report, args.out.with_suffix(".png"))
+    write_json(args.out, report)
+    draw(results, args.out.with_suffix(".png"))
     for loss, name in LOSSES.items():
-        own = compared[loss]
-        print(f"{name}: precisions differ by {own['difference']:.3f}, seeds by {own['noise']:.3f}")
-    return int(any(own["difference"] > own["noise"] for own in compared.values()))
+        difference, noise = compared[loss]["difference"], compared[loss]["noise"]
+        print(f"{name}: precisions differ by {difference:.3f}, seeds by {noise:.3f}")
+    return int(any(row["difference"] > row["noise"] for row in compared.values()))
 
 
 if __name__ == "__main__":

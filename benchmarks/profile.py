@@ -1,4 +1,4 @@
-"""Where the time of a search step and of a fine-tuning step of the fast system goes.
+"""Time of a search step and of a fine-tuning step of the fast system, by operator and kernel.
 
     python -m benchmarks.profile --threads 2 --out benchmarks/results/mine-profile.txt
 
@@ -8,61 +8,65 @@ and which kernels the time on the device belongs to.
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import measure
-from benchmarks.measure import Setting, Step, Total
-from benchmarks.systems import STEPS, System, make_step, replaced, systems_for
+from benchmarks.measure import Setting, Step, Timed
+from benchmarks.systems import STEPS, System, make_step, systems_for
+from ssnas.artifacts import write_text
 from ssnas.engine.cpu.lowering import Shape
-from ssnas.engine.cpu.tape import Program
+from ssnas.engine.cpu.tape import Tape
 
 ROWS = 25
 CONVOLUTIONS = ("convolution", "convolution_backward")
 
 
 class OperatorTimes(TorchDispatchMode):
-    """Times every operator that PyTorch dispatches within the context, by `name_of`."""
+    """Times every operator that PyTorch dispatches within the context, and every compiled kernel.
+
+    PyTorch does not dispatch the kernels of the project, which a `Tape` times itself.
+
+    Attributes:
+        runs: the operators by `name_of`, and the kernels, in the order in which they ran.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.totals: dict[str, Total] = {}
+        self.runs: list[Timed] = []
 
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        return self.timed(name_of(operator, args), operator, *args, **(kwargs or {}))
-
-    def timed(self, name: str, function: Callable, *args, **kwargs):
+    def __torch_dispatch__(
+        self,
+        operator: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         start = time.perf_counter()
-        result = function(*args, **kwargs)
-        self.totals.setdefault(name, Total()).add(1, time.perf_counter() - start)
+        result = operator(*args, **(kwargs or {}))
+        self.runs.append(Timed(name_of(operator, args), time.perf_counter() - start))
         return result
 
-    def timed_run(self, run: Callable) -> Callable:
-        """`Program.run`, timed: PyTorch does not dispatch the project's compiled kernels."""
-
-        def timed(program: Program, *tensors: Tensor | None) -> None:
-            seconds: list[float] = []
-            run(program, *tensors, seconds=seconds)
-            for call, taken in zip(program.calls, seconds, strict=True):
-                words = [f"compiled {call.kernel}"]
-                for shape in _shapes(call.arguments):
-                    words.append(f"{shape.kernel}×{shape.kernel}")
-                    words += _kinds(shape.stride, shape.dilation)
-                self.totals.setdefault(" ".join(words), Total()).add(1, taken)
-
-        return timed
+    def add_kernels(self, tape: Tape, seconds: list[float]) -> None:
+        """Add the times of compiled kernels, as `Tape.observer`."""
+        for call, taken in zip(tape.calls, seconds, strict=True):
+            words = [f"compiled {call.kernel}"]
+            for shape in _shapes(call.arguments):
+                words.append(f"{shape.kernel}×{shape.kernel}")
+                words += _unless_one(stride=shape.stride, dilation=shape.dilation)
+            self.runs.append(Timed(" ".join(words), taken))
 
 
 def _shapes(arguments: Sequence[Any]) -> Iterator[Shape]:
-    """Those among the arguments of a kernel."""
+    """List the shapes of convolutions among the arguments of a kernel."""
     for argument in arguments:
         if isinstance(argument, Shape):
             yield argument
@@ -71,7 +75,7 @@ def _shapes(arguments: Sequence[Any]) -> Iterator[Shape]:
 
 
 def name_of(operator: Any, args: Sequence[Any]) -> str:
-    """The operator's name; a convolution's also tells its kernel, kind, stride and dilation."""
+    """Name an operator; a convolution's name tells its kernel, kind, stride and dilation."""
     name = operator.overloadpacket.__name__
     if name not in CONVOLUTIONS:
         return name
@@ -82,81 +86,82 @@ def name_of(operator: Any, args: Sequence[Any]) -> str:
     words = [name, "×".join(map(str, weight.shape[2:]))]
     if groups > 1:
         words.append("depthwise" if weight.shape[1] == 1 else "grouped")
-    words += _kinds(stride[0], dilation[0])
+    words += _unless_one(stride=stride[0], dilation=dilation[0])
     if backward:
-        words.append(
-            "of " + " and ".join(f for f, on in zip("xw", args[-1][:2], strict=True) if on)
-        )
+        wanted = [letter for letter, on in zip("xw", args[-1][:2], strict=True) if on]
+        words.append("of " + " and ".join(wanted))
     return " ".join(words)
 
 
-def _kinds(stride: int, dilation: int) -> list[str]:
-    named = {"stride": stride, "dilation": dilation}
-    return [f"{name} {value}" for name, value in named.items() if value > 1]
+def _unless_one(**values: int) -> list[str]:
+    return [f"{name} {value}" for name, value in values.items() if value > 1]
 
 
 def on_cpu(step: Step, device: torch.device, repeats: int) -> str:
-    """The table of operators, with the wall time of the steps that it was taken from."""
+    """Tabulate the operators, with the wall time of the steps in which they were timed."""
     undisturbed = median(measure.interleaved({"step": step}, device, repeats)["step"])
     times = OperatorTimes()
-    with times, replaced(Program, "run", times.timed_run(Program.run)):
-        wall = sum(measure.seconds_of(step, device) for _ in range(repeats)) / repeats
-    busy = sum(total.seconds for total in times.totals.values()) / repeats
+    # A function: as a class attribute it gets the tape itself.
+    Tape.observer = lambda tape, seconds: times.add_kernels(tape, seconds)
+    try:
+        with times:
+            wall = sum(measure.seconds_of(step, device) for _ in range(repeats)) / repeats
+    finally:
+        Tape.observer = None
+    busy = sum(run.seconds for run in times.runs) / repeats
     return (
         f"{1e3 * undisturbed:.1f} ms a step undisturbed, {1e3 * wall:.1f} ms while it was timed, "
-        f"of which {1e3 * busy:.1f} ms in operators\n\n" + table(times.totals, repeats)
+        f"of which {1e3 * busy:.1f} ms in operators\n\n" + table(times.runs, repeats)
     )
 
 
-def on_cuda(step: Step, plain_launches: Step, device: torch.device, repeats: int) -> str:
-    """The tables of kernels and, from a step without CUDA graphs, of operators."""
+def on_cuda(step: Step, without_graphs: Step, device: torch.device, repeats: int) -> str:
+    """Tabulate the kernels and, from a step without CUDA graphs, the operators."""
     undisturbed = median(measure.interleaved({"step": step}, device, repeats)["step"])
-    by_kernel, _none = measure.on_cuda(step, device, repeats)
-    _kernels, operators = measure.on_cuda(plain_launches, device, repeats)
-    busy = sum(total.seconds for total in by_kernel.values()) / repeats
+    kernels, _none = measure.on_cuda(step, device, repeats)
+    _kernels, operators = measure.on_cuda(without_graphs, device, repeats)
+    busy = sum(run.seconds for run in kernels) / repeats
     return (
         f"{1e3 * undisturbed:.2f} ms a step, of which {1e3 * busy:.2f} ms in kernels\n\n"
-        f"Kernels\n\n{table(by_kernel, repeats)}\n"
+        f"Kernels\n\n{table(kernels, repeats)}\n"
         f"Operators, without CUDA graphs\n\n{table(operators, repeats)}"
     )
 
 
-def table(totals: dict[str, Total], steps: int) -> str:
-    """Time, share and calls of each, for one step, the longest first; the rest in one row."""
-    ordered = sorted(totals.items(), key=lambda item: -item[1].seconds)
-    whole = sum(total.seconds for total in totals.values()) or 1.0
+def table(runs: Sequence[Timed], steps: int) -> str:
+    """Write time, share and calls of each name for one step, the longest first.
+
+    >>> print(table([Timed("short", 0.001), Timed("long", 0.003)], steps=1), end="")
+            ms   share    calls  name
+         3.000   75.0%      1.0  long
+         1.000   25.0%      1.0  short
+    """
+    seconds = pd.DataFrame(runs, columns=list(Timed._fields)).groupby("name")["seconds"]
+    totals = seconds.agg(["sum", "count"]).sort_values("sum", ascending=False, kind="stable")
+    if len(totals) > ROWS:
+        rest = totals[ROWS:].sum()
+        totals = totals[:ROWS].copy()
+        totals.loc[f"{len(seconds) - ROWS} others"] = rest
     lines = [f"{'ms':>10}{'share':>8}{'calls':>9}  name"]
-    for name, total in ordered[:ROWS]:
-        lines.append(_row(name, [total], steps, whole))
-    if len(ordered) > ROWS:
-        lines.append(
-            _row(f"{len(ordered) - ROWS} others", [t for _, t in ordered[ROWS:]], steps, whole)
-        )
+    for name, total, count in totals.itertuples():
+        share = total / (totals["sum"].sum() or 1)
+        cut = name if len(name) <= 90 else name[:89] + "…"
+        lines.append(f"{1e3 * total / steps:10.3f}{share:8.1%}{count / steps:9.1f}  {cut}")
     return "\n".join(lines) + "\n"
 
 
-def _row(name: str, totals: Sequence[Total], steps: int, whole: float) -> str:
-    seconds, calls = sum(t.seconds for t in totals), sum(t.calls for t in totals)
-    cut = name if len(name) <= 90 else name[:89] + "…"
-    return f"{1e3 * seconds / steps:10.3f}{seconds / whole:8.1%}{calls / steps:9.1f}  {cut}"
-
-
 def profile(what: str, setting: Setting, repeats: int) -> str:
+    """Tabulate the time of the step `what` of the fast system."""
     device, system = torch.device(setting.device), systems_for(setting)["fast"]
     step = make_step(what, system, setting)
     if not setting.on_cuda:
         return on_cpu(step, device, repeats)
-    launching = make_step(what, System(amp=system.amp), setting)
-    return on_cuda(step, launching, device, repeats)
+    return on_cuda(step, make_step(what, System(amp=system.amp), setting), device, repeats)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.profile",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    measure.add_arguments(parser)
+    parser = measure.parser("profile", __doc__)
+    measure.add_sizes(parser)
     parser.add_argument("--out", type=Path, required=True, help="text file")
     args = parser.parse_args(argv)
     setting = measure.setting_of(args)
@@ -165,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for what in STEPS:
         text += f"\n{what} step: {profile(what, setting, args.repeats)}"
     print(text)
-    measure.write_text(args.out, text)
+    write_text(args.out, text)
     return 0
 
 

@@ -8,10 +8,11 @@ See `benchmarks/README.md` for what the limits mean.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -21,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from benchmarks import costs, measure
 from benchmarks.measure import Setting
 from benchmarks.systems import make_step, systems_for
+from ssnas.artifacts import write_json
 from ssnas.report.style import ACCENT, DARK, MUTED, save, styled
 
 AXES = {
@@ -37,8 +39,8 @@ LINES = (
 )
 
 
-def measure_point(setting: Setting, limits: dict[str, float], repeats: int) -> dict:
-    """Figures of one search step of the fast system, and the times that its limits alone allow.
+def measure_point(setting: Setting, limits: Mapping[str, float], repeats: int) -> dict[str, float]:
+    """Measure one search step of the fast system, beside the times that the limits alone allow.
 
     Without memory for the step, `out_of_memory` is the only figure.
     """
@@ -57,8 +59,8 @@ def measure_point(setting: Setting, limits: dict[str, float], repeats: int) -> d
     }
 
 
-def draw(report: dict, png: Path, svg: Path) -> None:
-    """One panel for each axis, from a report as `main` writes it; both scales are logarithmic."""
+def draw(report: Mapping[str, Any], png: Path, svg: Path) -> None:
+    """Draw a panel for each axis from a report of `main`; both scales are logarithmic."""
     swept = report["results"]
     with styled():
         figure = Figure(figsize=(8.6, 6.4), layout="constrained")
@@ -91,7 +93,7 @@ def _draw_axis(axes: Axes, name: str, points: dict[str, dict]) -> None:
     axes.grid()
 
 
-def _title(report: dict) -> str:
+def _title(report: Mapping[str, Any]) -> str:
     environment, settings, limits = (report[key] for key in ("environment", "settings", "limits"))
     around = ", ".join(f"{NAMES[axis]} {settings[axis]}" for axis in AXES)
     return (
@@ -101,7 +103,8 @@ def _title(report: dict) -> str:
     )
 
 
-def print_point(axis: str, value: int, row: dict) -> None:
+def print_point(axis: str, value: int, row: Mapping[str, float]) -> None:
+    """Print the figures of `measure_point`."""
     if "median_ms" not in row:
         print(f"{axis:10}{value:6}  out of memory", flush=True)
         return
@@ -114,12 +117,8 @@ def print_point(axis: str, value: int, row: dict) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    measure.add_arguments(parser)
+    parser = measure.parser("scaling", __doc__)
+    measure.add_sizes(parser)
     for axis, values in AXES.items():
         parser.add_argument(f"--sweep-{axis}", type=int, nargs="*", default=values, metavar="N")
     parser.add_argument("--out", type=Path, required=True, help="JSON; PNG and SVG go beside it")
@@ -133,10 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured = cache(partial(measure_point, limits=limits, repeats=args.repeats))
     for axis in AXES:
         for value in getattr(args, f"sweep_{axis}"):
-            row = measured(measure.resized(base, **{axis: value}))
+            row = measured(replace(base, **{axis: value}))
             report["results"].setdefault(axis, {})[str(value)] = row
             print_point(axis, value, row)
-            measure.write_json(args.out, report)
+            write_json(args.out, report)
     draw(report, args.out.with_suffix(".png"), args.out.with_suffix(".svg"))
     return 0
 

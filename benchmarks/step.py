@@ -7,68 +7,81 @@ See `benchmarks/README.md` for what is measured and how.
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks import measure
 from benchmarks.measure import Setting
 from benchmarks.systems import STEPS, System, make_step, systems_for
+from ssnas.artifacts import write_json
 
 TOLERANCE = {"off": 1e-3, "bf16": 5e-2}
 """Relative difference from the plain twin's losses that is allowed, by precision."""
 
 
-def compare(what: str, peaks: dict[str, float | None], setting: Setting, repeats: int) -> dict:
-    """Losses, times and memory of all systems on the step `what`.
+def peaks_of(what: str, setting: Setting) -> dict[str, float | None]:
+    """Measure the peak memory of every system on the step `what`."""
+    return {
+        name: measure.in_fresh_process(
+            measure.peak_megabytes, partial(make_step, what, system, setting), setting
+        )
+        for name, system in systems_for(setting).items()
+    }
+
+
+def compare(
+    what: str, peaks: Mapping[str, float | None], setting: Setting, repeats: int
+) -> dict[str, Any]:
+    """Measure the losses and times of all systems on the step `what`.
 
     Args:
         peaks: peak memory by system; one that ran out of it is left out.
     """
     device = torch.device(setting.device)
-    systems = {
-        name: system for name, system in systems_for(setting).items() if peaks[name] is not None
-    }
+    fitting = {name: peak for name, peak in peaks.items() if peak is not None}
+    systems = {name: system for name, system in systems_for(setting).items() if name in fitting}
     steps = {name: make_step(what, system, setting) for name, system in systems.items()}
     losses = {name: [loss.item() for loss in step()] for name, step in steps.items()}
-    seconds = measure.interleaved(steps, device, repeats)
-    found = {
-        name: measure.figures(times, setting.batch, peaks[name]) for name, times in seconds.items()
+    figures = {
+        name: measure.figures(seconds, setting.batch, fitting[name])
+        for name, seconds in measure.interleaved(steps, device, repeats).items()
     }
     if setting.on_cuda:
         for name, step in steps.items():
-            found[name] |= measure.kernel_figures(step, device, found[name]["median_ms"])
+            figures[name] |= measure.kernel_figures(step, device, figures[name]["median_ms"])
     return {
         "losses": losses,
         "losses_agree": _agree(losses, systems),
         "out_of_memory": [name for name in peaks if name not in systems],
-        **found,
-        "ratio": _ratio(found),
+        **figures,
+        "ratio": _ratio(figures),
     }
 
 
-def _agree(losses: dict[str, list[float]], systems: dict[str, System]) -> bool:
-    """Whether every system has the losses of the plain one, or of the fast one without it."""
+def _agree(losses: Mapping[str, list[float]], systems: Mapping[str, System]) -> bool:
+    """Check the losses against those of the plain system, or of the fast one without it."""
     reference = losses.get("plain") or losses.get("fast", [])
     return all(
-        math.isclose(own, expected, rel_tol=TOLERANCE[systems[name].amp])
+        math.isclose(loss, expected, rel_tol=TOLERANCE[systems[name].amp])
         for name, values in losses.items()
-        for own, expected in zip(values, reference, strict=True)
+        for loss, expected in zip(values, reference, strict=True)
     )
 
 
-def _ratio(found: dict[str, dict]) -> dict[str, float]:
-    """How many times faster the fast system is than the plain one."""
-    if not {"fast", "plain"} <= found.keys():
+def _ratio(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Divide the plain system's times by the fast one's."""
+    if not {"fast", "plain"} <= figures.keys():
         return {}
-    return {key: found["plain"][key] / found["fast"][key] for key in ("median_ms", "min_ms")}
+    return {key: figures["plain"][key] / figures["fast"][key] for key in ("median_ms", "min_ms")}
 
 
-def print_table(what: str, result: dict) -> None:
+def print_table(what: str, result: Mapping[str, Any]) -> None:
+    """Print the result of `compare`."""
     losses = "; ".join(
         f"{name} {', '.join(f'{loss:.6g}' for loss in values)}"
         for name, values in result["losses"].items()
@@ -92,31 +105,22 @@ def print_table(what: str, result: dict) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 1 if the systems' losses differ: then the times compare nothing."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
+    """Return 1 if the systems' losses differ: then the times compare nothing."""
+    parser = measure.parser("step", __doc__)
     parser.add_argument("--what", choices=[*STEPS, "both"], default="both")
-    measure.add_arguments(parser)
+    measure.add_sizes(parser)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args(argv)
     setting = measure.setting_of(args)
     whats = list(STEPS) if args.what == "both" else [args.what]
-    report = measure.report("step", setting, args.repeats)
+    report = measure.report("step", setting, args.repeats, results={})
     # Memory first, while this process is small: a new one may start from its size.
-    peaks = {
-        what: {
-            name: measure.in_fresh_process(
-                measure.peak_megabytes, partial(make_step, what, system, setting), setting
-            )
-            for name, system in systems_for(setting).items()
-        }
-        for what in whats
-    }
-    report["results"] = {}
+    peaks = {what: peaks_of(what, setting) for what in whats}
     for what in whats:
         report["results"][what] = compare(what, peaks[what], setting, args.repeats)
         print_table(what, report["results"][what])
     if args.out:
-        measure.write_json(args.out, report)
+        write_json(args.out, report)
     return int(not all(result["losses_agree"] for result in report["results"].values()))
 
 

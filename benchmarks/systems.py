@@ -1,9 +1,9 @@
-"""The steps that are measured: the project's own, and the same as the published codes take them."""
+"""The measured steps: the project's, and the same as the published codes take them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,17 +12,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Setting
-from ssnas import search
 from ssnas.config.schema import Finetune, Search, Views
 from ssnas.data.longtail import class_counts
 from ssnas.losses import make_loss
 from ssnas.networks.bilateral import build_supernet
 from ssnas.networks.derived import DerivedNetwork
 from ssnas.networks.genotype import derive
-from ssnas.networks.supernet import PlainSupernet, Supernet
+from ssnas.networks.supernet import PlainSupernet, Supernet, frozen_statistics
 from ssnas.runtime.cuda_graph import GraphedStep
 from ssnas.runtime.device import seed_everything
-from ssnas.search import Bilevel
+from ssnas.search import Bilevel, Loss
 from ssnas.training import objectives
 from ssnas.training.objectives import SelfSupervised, Supervised
 from ssnas.training.optimizer import CosineSgd
@@ -33,7 +32,7 @@ COUNTS = class_counts(5000, 10, "exponential", 10)
 
 @dataclass(frozen=True)
 class System:
-    """How a step is computed.
+    """The way in which a step is computed.
 
     Args:
         plain: as the published codes do: one operation at a time, in PyTorch's contiguous layout,
@@ -48,7 +47,7 @@ class System:
 
 
 def systems_for(setting: Setting) -> dict[str, System]:
-    """The fast system, its plain twin in fp32, and what each ingredient of the fast one brings."""
+    """Name the fast system, its plain twin in fp32, and the fast one without each ingredient."""
     graphs, bf16 = setting.graphs == "on", setting.amp == "bf16"
     systems = {"fast": System(amp=setting.amp, graphs=graphs), "plain": System(plain=True)}
     if graphs:
@@ -63,28 +62,36 @@ def systems_for(setting: Setting) -> dict[str, System]:
 
 @contextmanager
 def computing(system: System, device: torch.device) -> Iterator[None]:
-    """Steps taken within the context are computed as `system` says."""
-    with ExitStack() as stack:
-        own = "off" if device.type == "cpu" else "bf16"
-        if system.amp != own:
-            cast = partial(torch.autocast, dtype=torch.bfloat16, enabled=system.amp == "bf16")
-            stack.enter_context(replaced(objectives, "autocast", lambda on: cast(on.type)))
-        if system.plain:
-            stack.enter_context(replaced(search, "without_gradients", lambda _: nullcontext()))
-            stack.enter_context(replaced(torch.backends.cudnn, "benchmark", True))
-            stack.enter_context(replaced(torch.backends.cudnn, "deterministic", False))
-        yield
-
-
-@contextmanager
-def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """Within the context, `module.name` is `value`."""
-    own = getattr(module, name)
-    setattr(module, name, value)
+    """Take the steps within the context in the precision of `system`, and choose its kernels."""
+    flags = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    autocast = objectives.autocast
     try:
+        if system.plain:
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = True, False
+        if system.amp != ("off" if device.type == "cpu" else "bf16"):
+            cast = partial(torch.autocast, dtype=torch.bfloat16, enabled=system.amp == "bf16")
+            objectives.autocast = lambda device: cast(device.type)
         yield
     finally:
-        setattr(module, name, own)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = flags
+        objectives.autocast = autocast
+
+
+class PlainBilevel(Bilevel):
+    """The bilevel step of the published codes: both halves leave gradients of α and of ω."""
+
+    def step_alpha(self, val_loss: Loss, train_loss: Loss | None = None) -> dict[str, Tensor]:
+        with frozen_statistics(self.supernet), frozen_statistics(self.objective):
+            value, zero_one = val_loss(), self.zero_one()
+            self.alpha_optimiser.zero_grad()
+            (value + self.config.zero_one_weight * zero_one).backward()
+        self.alpha_optimiser.step()
+        return {"loss_alpha": value.detach(), "loss_zero_one": zero_one.detach()}
+
+    def step_omega(self, train_loss: Loss) -> dict[str, Tensor]:
+        value = train_loss()
+        self.omega_optimiser.step(value)
+        return {"loss_weights": value.detach()}
 
 
 class PlainNetwork(DerivedNetwork):
@@ -106,14 +113,20 @@ class SearchStep:
     def __init__(self, system: System, setting: Setting, **options: Any) -> None:
         seed_everything(SEED)
         self.system, self.device = system, torch.device(setting.device)
-        sizes = {"channels": setting.channels, "cells": setting.cells, "batch_size": setting.batch}
-        config = Search(**sizes, **options)
+        sizes: dict[str, Any] = {
+            "channels": setting.channels,
+            "cells": setting.cells,
+            "batch_size": setting.batch,
+        }
+        config = Search(**(sizes | options))
+        supernet: Supernet
         if system.plain:
             supernet = PlainSupernet(config.channels, config.cells)
         else:
             supernet = build_supernet(config, in_channels=3, num_classes=None)
         objective = SelfSupervised(config, Views(), supernet.out_features)
-        self.bilevel = Bilevel(supernet.to(self.device), objective.to(self.device), config)
+        bilevel = PlainBilevel if system.plain else Bilevel
+        self.bilevel = bilevel(supernet.to(self.device), objective.to(self.device), config)
         self.of_alpha, self.of_omega = ((_images(setting), _images(setting)) for _batch in range(2))
         self._step = GraphedStep(self.bilevel.step, enabled=system.graphs)
 
@@ -123,11 +136,11 @@ class SearchStep:
         return figures["loss_alpha"], figures["loss_weights"]
 
     def halves(self) -> tuple[Callable[[], object], Callable[[], object]]:
-        """The step on α and the step on ω, each by itself, in the project's own way."""
+        """Return the step on α and the step on ω, each with the gradients that it needs alone."""
         loss = partial(self.bilevel.objective, self.bilevel.supernet)
         return (
-            partial(self.bilevel.step_alpha, partial(loss, self.of_alpha, 0)),
-            partial(self.bilevel.step_omega, partial(loss, self.of_omega, 0)),
+            partial(Bilevel.step_alpha, self.bilevel, partial(loss, self.of_alpha, 0)),
+            partial(Bilevel.step_omega, self.bilevel, partial(loss, self.of_omega, 0)),
         )
 
 
@@ -167,9 +180,10 @@ STEPS = {"search": SearchStep, "finetune": FinetuneStep}
 def make_step(
     what: str, system: System, setting: Setting, **options: Any
 ) -> SearchStep | FinetuneStep:
+    """Build a step of `STEPS` by its name."""
     return STEPS[what](system, setting, **options)
 
 
 def _images(setting: Setting) -> Tensor:
-    """Drawn on the CPU, so that every device sees the same."""
+    """Draw images on the CPU, so that every device sees the same."""
     return torch.randn(setting.batch, 3, setting.size, setting.size).to(setting.device)

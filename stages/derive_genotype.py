@@ -4,7 +4,7 @@ from ssnas.artifacts import Places, load_weights, search_description, write_text
 from ssnas.config.schema import Run
 from ssnas.networks.genotype import derive
 from ssnas.networks.supernet import architecture_of
-from ssnas.report import draw_genotype
+from ssnas.report.cells import draw_genotype
 from stages.cli import main
 
 

@@ -17,7 +17,7 @@ from ssnas.data.views import Normalise
 from ssnas.finetune import figures, mixing_sweep, predict
 from ssnas.networks.baselines import linear_classifier
 from ssnas.networks.bilateral import BilateralSupernet
-from ssnas.report import confusion_picture, per_class_picture
+from ssnas.report.pictures import confusion_picture, per_class_picture
 from ssnas.runtime.device import choose_device
 from stages.cli import main
 from stages.network import network_of

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from ssnas.report import Records, read_figures, write_figure
+from ssnas.report.papers.figures import read_figures, write_figure
+from ssnas.report.papers.records import Records
 from stages.cli import guarded
 
 FIGURES, FOLDER = Path("papers/figures.yaml"), Path("metrics/figures")

@@ -5,7 +5,7 @@ from pathlib import Path
 from ssnas import data as datasets
 from ssnas.artifacts import Places, write_csv, write_json
 from ssnas.config.schema import Run
-from ssnas.report import class_counts_picture
+from ssnas.report.pictures import class_counts_picture
 from stages.cli import main
 
 RAW = Path("data/raw")

@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from ssnas.report import Records, read_tables
-from ssnas.report.declared import TABLES
-from ssnas.report.readme import replace_block, results
+from ssnas.report.papers.declared import TABLES, read_tables
+from ssnas.report.papers.readme import replace_block, results
+from ssnas.report.papers.records import Records
 from stages.cli import guarded
 from stages.tables import FOLDER
 

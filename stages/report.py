@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ssnas.config.schema import Run
-from ssnas.report import write_html
+from ssnas.report.page import write_html
 from stages.cli import main
 
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from ssnas.report import Records, read_tables, write_tables
-from ssnas.report.declared import TABLES
+from ssnas.report.papers.declared import TABLES, read_tables
+from ssnas.report.papers.records import Records
+from ssnas.report.papers.tables import write_tables
 from stages.cli import guarded
 
 FOLDER = Path("metrics/tables")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ssnas.engine.batch_norm import joined
 from ssnas.engine.cpu import autograd, library
+from ssnas.engine.cpu.tape import Tape
 from ssnas.engine.op_group import OpGroup
 from ssnas.engine.torch_backend import accumulate, add_groups
 from ssnas.engine.torch_backend import concatenated as concatenated_densely
@@ -156,9 +157,11 @@ def concatenated(states: Sequence[Tensor]) -> Tensor:
 def _compiled(x: Tensor) -> bool:
     """Whether the compiled kernels can take x.
 
-    They know of the statistics of one process, and a dispatch mode would not see them.
+    They know of the statistics of one process. A dispatch mode does not see them, unless somebody
+    observes them for it.
     """
-    return library.usable(x) and not active() and torch._C._len_torch_dispatch_stack() == 0
+    unseen = torch._C._len_torch_dispatch_stack() > 0 and Tape.observer is None
+    return library.usable(x) and not active() and not unseen
 
 
 def applicable(x: Tensor, modules: Iterable[nn.Module]) -> bool:

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from ssnas.errors import InputError
-from ssnas.report import summary
+from ssnas.report.summary import summary
 
 if __name__ == "__main__":
     folder = sys.argv[1] if len(sys.argv) > 1 else "metrics/main"

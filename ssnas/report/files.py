@@ -1,4 +1,4 @@
-"""Reading the files of one run folder, with an error that says how to make a missing one."""
+"""Readers of a run's files, whose errors say how to make a missing or damaged one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TEXTS = ("name", "actual", "predicted", "op", "edge", "cell")
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
+    """Read a text file.
 
     Raises:
         InputError: if the file is missing, or is not text.
@@ -30,7 +30,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
         InputError: if the file is missing, or holds no JSON object.
@@ -45,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_csv(path: Path, *columns: str) -> pd.DataFrame:
-    """A CSV file that has at least `columns` and one row.
+    """Read a CSV file that has at least `columns` and one row.
 
     Class names stay text, also "007" and "NA"; in the columns of numbers an empty cell is NaN.
 
@@ -54,12 +54,12 @@ def read_csv(path: Path, *columns: str) -> pd.DataFrame:
     """
     text = read_text(path)
     try:
-        found = pd.read_csv(io.StringIO(text), nrows=0).columns
+        header = pd.read_csv(io.StringIO(text), nrows=0).columns
         table = pd.read_csv(
             io.StringIO(text),
             dtype=dict.fromkeys(_TEXTS, str),
             keep_default_na=False,
-            na_values={column: ["", "nan", "NaN"] for column in found if column not in _TEXTS},
+            na_values={column: ["", "nan", "NaN"] for column in header if column not in _TEXTS},
         )
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
         raise InputError(f"{path}: cannot be read as CSV ({error}); {MAKE}") from error
@@ -73,7 +73,7 @@ def read_csv(path: Path, *columns: str) -> pd.DataFrame:
 
 
 def has_rows(path: Path) -> bool:
-    """Whether a CSV file is there and holds more than its header.
+    """Tell whether a CSV file is there and holds more than its header.
 
     A search or training of no epochs leaves a file without rows.
     """

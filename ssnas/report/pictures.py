@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from ssnas.report.style import (
     LIGHT,
     MUTED,
     OPS,
+    integer_ticks,
     op_colour,
     save,
     shorten,
@@ -40,7 +41,7 @@ _COLUMNS = 7  # panels beside each other for the op weights
 
 
 def class_counts_picture(csv: Path, png: Target) -> None:
-    """Images per class before the long-tailed sampling (light) and in the training set (dark)."""
+    """Draw the images per class before the long-tailed sampling (light) and after it (dark)."""
     table = read_csv(csv, "name", "before", "train")
     with styled():
         figure, axes = _wide_figure(len(table))
@@ -49,9 +50,8 @@ def class_counts_picture(csv: Path, png: Target) -> None:
         axes.bar(places, table["train"], width=0.56, color=DARK, label="training set")
         if len(table) <= NUMBERED:
             for place, before, after in zip(places, table["before"], table["train"], strict=True):
-                label = f"{after:,}" if before == after else f"{before:,} → {after:,}"
                 axes.annotate(
-                    label,
+                    f"{after:,}" if before == after else f"{before:,} → {after:,}",
                     (place, max(before, after)),
                     xytext=(0, 3),
                     textcoords="offset points",
@@ -61,19 +61,17 @@ def class_counts_picture(csv: Path, png: Target) -> None:
                 )
         axes.set(ylabel="images", title="Images per class, before and in the training set")
         axes.grid(axis="y")
-        _name_classes(axes, table["name"])
+        _name_classes(axes, list(table["name"]))
         figure.legend(loc="outside upper right", ncols=2)
         save(figure, png)
 
 
 def confusion_picture(csv: Path, png: Target) -> None:
-    """Confusion matrix: colour is the share of the actual class, numbers are test images."""
+    """Draw the confusion matrix: colours are shares of the actual class, numbers test images."""
     table = read_csv(csv, "actual", "predicted", "count")
     names = list(dict.fromkeys([*table["actual"], *table["predicted"]]))
-    places = {name: place for place, name in enumerate(names)}
-    counts = np.zeros((len(names), len(names)), dtype=int)
-    for actual, predicted, count in table[["actual", "predicted", "count"]].itertuples(index=False):
-        counts[places[actual], places[predicted]] += count
+    matrix = table.groupby(["actual", "predicted"])["count"].sum().unstack(fill_value=0)
+    counts = matrix.reindex(index=names, columns=names, fill_value=0).to_numpy(dtype=int)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(2.6 + 0.42 * len(names), 4.6, 8.4))
     with styled():
@@ -82,50 +80,44 @@ def confusion_picture(csv: Path, png: Target) -> None:
         ramp = LinearSegmentedColormap.from_list("ramp", ["#ffffff", LIGHT, DARK, "#012a4a"])
         image = axes.imshow(shares, cmap=ramp, vmin=0, vmax=1)
         if len(names) <= NUMBERED:
+            size = 8.5 if len(names) <= 12 else 6.5
             for (row, column), count in np.ndenumerate(counts):
-                axes.text(
-                    column,
-                    row,
-                    str(count) if count else "·",
-                    ha="center",
-                    va="center",
-                    fontsize=8.5 if len(names) <= 12 else 6.5,
-                    color="white" if shares[row, column] > 0.5 else INK if count else FAINT,
-                )
+                colour = "white" if shares[row, column] > 0.5 else INK if count else FAINT
+                text = axes.text(column, row, str(count) if count else "·", fontsize=size)
+                text.set(ha="center", va="center", color=colour)
         axes.set(xlabel="predicted class", ylabel="actual class", title="Confusion of test images")
         _name_classes(axes, names)
         ticks = axes.get_xticks()
         axes.set_yticks(ticks, [shorten(names[int(tick)]) for tick in ticks], fontsize=_size(names))
-        figure.colorbar(image, label="share of the actual class", shrink=0.8).outline.set_visible(
-            False
-        )
+        bar = figure.colorbar(image, label="share of the actual class", shrink=0.8)
+        bar.outline.set_visible(False)
         save(figure, png)
 
 
 def per_class_picture(csv: Path, png: Target) -> None:
-    """Recall (or AUC) of each class as bars, from the most to the least frequent in training.
+    """Draw recall (or AUC) of each class as bars, from the most to the least frequent in training.
 
     The number of training images is the line, on the logarithmic axis at the right.
     """
     table = read_csv(csv, "name", "train_images")
     figure_name = "auc" if "auc" in table else "recall"
     table = read_csv(csv, figure_name).sort_values("train_images", ascending=False, kind="stable")
-    values, places = table[figure_name], np.arange(len(table))
+    values = table[figure_name]
     label, kind = {"auc": ("AUC", "label"), "recall": ("recall", "class")}[figure_name]
     with styled():
         figure, axes = _wide_figure(len(table))
-        axes.bar(places, values.fillna(0), width=0.72, color=LIGHT)
+        axes.bar(np.arange(len(table)), values.fillna(0), width=0.72, color=LIGHT)
         if len(table) <= NUMBERED:
-            for place, value in zip(places, values, strict=True):
-                known = "none" if pd.isna(value) else f"{value:.2f}"
-                axes.text(place, 0.015, known, ha="center", fontsize=8, color=INK)
+            for place, value in enumerate(values):
+                text = "none" if pd.isna(value) else f"{value:.2f}"
+                axes.text(place, 0.015, text, ha="center", fontsize=8, color=INK)
         if figure_name == "auc":
             axes.axhline(0.5, color=MUTED, linewidth=1, linestyle="--")
             axes.text(len(table) - 0.5, 0.505, "chance", ha="right", fontsize=7.5, color=MUTED)
         axes.set(ylim=(0, 1.02), ylabel=f"{label} on the test images")
         axes.set_title(f"{label[0].upper()}{label[1:]} of each {kind}, most frequent first")
         axes.grid(axis="y")
-        _name_classes(axes, table["name"])
+        _name_classes(axes, list(table["name"]))
         _draw_counts(axes.twinx(), table["train_images"].clip(lower=1))
         save(figure, png)
 
@@ -143,6 +135,7 @@ def _draw_counts(axes: Axes, counts: pd.Series) -> None:
     axes.tick_params(colors=ACCENT)
 
 
+# (title, columns, unit)
 _SEARCH_PANELS = (
     ("loss of the weights", ("loss_weights",), "loss"),
     ("loss of the architecture", ("loss_alpha",), "loss"),
@@ -160,7 +153,7 @@ _FINETUNE_PANELS = (
 
 
 def curves_picture(search_csv: Path | None, finetune_csv: Path | None, png: Target) -> None:
-    """How search and fine-tuning went, one small panel per quantity over epochs.
+    """Draw the curves of search and fine-tuning, one small panel per quantity over epochs.
 
     None leaves out that half; a column that a file lacks leaves out its panel.
     """
@@ -169,91 +162,79 @@ def curves_picture(search_csv: Path | None, finetune_csv: Path | None, png: Targ
         ("Search", search_csv, _SEARCH_PANELS),
         ("Fine-tuning", finetune_csv, _FINETUNE_PANELS),
     ):
-        table = None if csv is None else read_csv(csv, "epoch")
+        table = pd.DataFrame() if csv is None else read_csv(csv, "epoch").set_index("epoch")
         for title, keys, unit in wanted:
-            present = [key for key in keys if table is not None and table.get(key) is not None]
-            present = [key for key in present if table[key].notna().any()]
-            if present:
-                panels.append((f"{stage}: {title}", table, present, unit))
+            curves = [table[key].dropna() for key in keys if key in table]
+            if curves := [curve for curve in curves if len(curve)]:
+                panels.append((f"{stage}: {title}", curves, unit))
     columns = 3
     rows = max(1, -(-len(panels) // columns))
     with styled():
         figure = Figure(figsize=(10, 2.35 * rows), layout="constrained")
-        for place, (title, table, keys, unit) in enumerate(panels, start=1):
+        for place, (title, curves, unit) in enumerate(panels, start=1):
             axes = figure.add_subplot(rows, columns, place)
-            for key, colour, line in zip(keys, (DARK, ACCENT), ("-", "--"), strict=False):
-                label = key.removeprefix("val_").removeprefix("skip_").replace("_", " ")
-                label = label.replace("auc", "AUC")
-                known = table[table[key].notna()]
-                mark = "o" if len(known) < 3 else None
-                axes.plot(known["epoch"], known[key], line, color=colour, label=label, marker=mark)
+            for curve, colour, line in zip(curves, (DARK, ACCENT), ("-", "--"), strict=False):
+                label = str(curve.name).removeprefix("val_").removeprefix("skip_")
+                label = label.replace("_", " ").replace("auc", "AUC")
+                mark = "o" if len(curve) < 3 else None
+                axes.plot(curve.index, curve, line, color=colour, label=label, marker=mark)
             axes.set_title(title, fontsize=9.5)
             axes.set(xlabel="epoch", ylabel=unit)
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            integer_ticks(axes.xaxis)
             axes.grid()
-            if len(keys) > 1:
+            if len(curves) > 1:
                 axes.legend(fontsize=8)
         save(figure, png)
 
 
 def alpha_picture(alpha_csv: Path, png: Target) -> None:
-    """Op weights σ(α) (or softmax) over epochs, one small panel per edge of both cells."""
+    """Draw the op weights σ(α) (or softmax) over epochs, one small panel per edge of both cells."""
     table = read_csv(alpha_csv, "epoch", "cell", "edge", "op", "weight")
-    cells = dict(iter(table.groupby("cell")))
-    rows = [-(-part["edge"].nunique() // _COLUMNS) for part in cells.values()]
-    inches = [1.35 * count + 0.95 for count in rows]
-    height = sum(inches) + 0.3
+    cells = [(str(cell), part) for cell, part in table.groupby("cell")]
+    rows = [-(-part["edge"].nunique() // _COLUMNS) for _, part in cells]
+    inches = [*(1.35 * count + 0.95 for count in rows), 0.3]
     with styled():
-        figure = Figure(figsize=(11, height))
-        top = height
-        for (cell, part), count, block in zip(cells.items(), rows, inches, strict=True):
-            # A fixed grid: matplotlib's automatic layout takes seconds for so many panels.
-            grid = figure.add_gridspec(
-                count,
-                _COLUMNS,
-                left=0.05,
-                right=0.99,
-                top=(top - 0.55) / height,
-                bottom=(top - block + 0.45) / height,
-                hspace=0.36,
-                wspace=0.1,
-            )
+        figure = Figure(figsize=(11, sum(inches)))
+        *blocks, foot = figure.subfigures(len(inches), 1, squeeze=False, height_ratios=inches)[:, 0]
+        for block, (cell, part), count, height in zip(blocks, cells, rows, inches, strict=False):
+            # Fixed margins: matplotlib's automatic layout takes seconds for so many panels.
+            margins = {
+                "left": 0.05,
+                "right": 0.99,
+                "top": 1 - 0.55 / height,
+                "bottom": 0.45 / height,
+            }
+            grid = block.subplots(count, _COLUMNS, sharex=True, sharey=True, squeeze=False)
+            block.subplots_adjust(**margins, hspace=0.36, wspace=0.1)
             title = {"normal": "Normal cell", "reduce": "Reduction cell"}.get(cell, cell)
-            figure.text(0.01, (top - 0.24) / height, f"{title}: op weights", weight="bold", size=11)
-            _draw_edges(grid.subplots(sharex=True, sharey=True, squeeze=False), part)
-            top -= block
-        used = set(table["op"])
+            block.text(0.01, 1 - 0.24 / height, f"{title}: op weights", weight="bold", size=11)
+            _draw_edges(grid, part)
         handles = [
-            Line2D([], [], color=op_colour(op), linestyle=line, label=op)
-            for op, (_, line) in OPS.items()
-            if op in used
+            Line2D([], [], color=op_colour(op), linestyle=OPS[op][1], label=op)  # type: ignore[arg-type]
+            for op in OPS
+            if op in set(table["op"])
         ]
-        figure.legend(handles=handles, loc="lower center", ncols=8, fontsize=8)
+        foot.legend(handles=handles, loc="lower center", ncols=8, fontsize=8)
         save(figure, png)
 
 
 def _draw_edges(grid: np.ndarray, table: pd.DataFrame) -> None:
-    edges = list(dict.fromkeys(table["edge"]))
-    for axes, edge in zip(grid.flat, edges, strict=False):
-        _draw_edge(axes, table[table["edge"] == edge], edge)
-    for axes in grid.flat[len(edges) :]:
+    for axes in grid.flat[table["edge"].nunique() :]:
         axes.set_axis_off()
+    for axes, (edge, part) in zip(grid.flat, table.groupby("edge", sort=False), strict=False):
+        source, target = (state_name(int(state)) for state in str(edge).split("->"))
+        for op, (_, line) in OPS.items():
+            weights = part[part["op"] == op]
+            axes.plot(weights["epoch"], weights["weight"], line, color=op_colour(op), linewidth=1.1)
+        axes.set_title(f"{source} → {target}", fontsize=8.5, loc="center", weight="normal", pad=3)
+        axes.set_ylim(-0.03, 1.03)
+        axes.tick_params(labelsize=7)
+        integer_ticks(axes.xaxis, most=4)
+        axes.grid()
     for axes in grid[-1]:
         axes.set_xlabel("epoch", fontsize=8)
     for axes in grid[:, 0]:
         axes.set_ylabel("weight", fontsize=8)
-
-
-def _draw_edge(axes: Axes, table: pd.DataFrame, edge: str) -> None:
-    source, target = (state_name(int(state)) for state in edge.split("->"))
-    for op in OPS:
-        line = table[table["op"] == op]
-        axes.plot(line["epoch"], line["weight"], OPS[op][1], color=op_colour(op), linewidth=1.1)
-    axes.set_title(f"{source} → {target}", fontsize=8.5, loc="center", weight="normal", pad=3)
-    axes.set_ylim(-0.03, 1.03)
-    axes.tick_params(labelsize=7)
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)
-    axes.grid()
 
 
 def _wide_figure(bars: int) -> tuple[Figure, Axes]:
@@ -266,15 +247,14 @@ def _size(names: Sequence[str]) -> float:
 
 
 def _name_classes(axes: Axes, names: Sequence[str]) -> None:
-    """Class names along the x axis; of very many classes every second, third, ... is named."""
-    names = [str(name) for name in names]
+    """Write class names along the x axis; of very many classes every second, third, ... one."""
     ticks = range(0, len(names), -(-len(names) // _MOST_TICKS))
     labels = [shorten(names[tick]) for tick in ticks]
-    slot = axes.figure.get_figwidth() * 72 * 0.8 / len(ticks)
-    fits = max(map(len, labels)) * 0.62 * _size(names) < slot - 4
-    turned = {} if fits else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    if not fits and slot < 1.5 * _size(names):
-        turned["rotation"] = 90
-        turned["va"] = "center"
+    slot = axes.figure.get_figwidth() * 72 * 0.8 / len(ticks)  # type: ignore[union-attr]
+    turned: dict[str, Any] = {}
+    if max(map(len, labels)) * 0.62 * _size(names) >= slot - 4:
+        turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        if slot < 1.5 * _size(names):
+            turned |= {"rotation": 90, "va": "center"}
     axes.set_xticks(ticks, labels, fontsize=_size(names), **turned)
     axes.set_xlim(-0.6, len(names) - 0.4)

@@ -1,4 +1,4 @@
-"""One run folder, read once, and the words and figures that summary and report both show."""
+"""The files of one run, and the words and figures that its summary and its page both show."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ FIGURES = {
     "macro_f1": ("macro F1", False),
     "expected_calibration_error": ("expected calibration error", False),
 }
+_TRANSFERRED = ("accuracy", "balanced_accuracy", "binary_accuracy", "macro_auc")
+NONE = "–"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the files of a run folder say; transfer and costs are empty where they were not run."""
+    """The content of a run folder; transfer and costs are empty where they were not run."""
 
     folder: Path
     data: dict[str, Any]
@@ -71,99 +73,149 @@ class Run:
     @property
     def dataset(self) -> str:
         """The data's name, as the user asked for it."""
-        named = (self.data.get("name"), self.data.get("source"), self.finetune.get("dataset"))
-        return str(next((name for name in named if name), "unnamed data"))
-
-    def origin(self) -> str:
-        """Where the data came from, with the head of its checksum."""
-        keys = ("origin", "provenance", "note")
-        parts = [str(self.data[key]) for key in keys if isinstance(self.data.get(key), str)]
-        if checksum := self.data.get("sha256"):
-            parts.append(f"sha256 {str(checksum)[:12]}")
-        return " · ".join(parts)
-
-    def split_sizes(self) -> str:
-        """Images in each split: "train 8,000 · val 2,000 · test 10,000"."""
-        sizes = self.data.get("images") or {}
-        return " · ".join(f"{split} {sizes[split]:,}" for split in sizes)
+        names = (self.data.get("name"), self.data.get("source"), self.finetune.get("dataset"))
+        return str(next(filter(None, names), "unnamed data"))
 
     @property
     def class_figure(self) -> str:
-        """What per_class.csv measures: "auc" of each label, or "recall" of each class."""
+        """The figure in per_class.csv: "auc" of each label, or "recall" of each class."""
         return "auc" if "auc" in self.per_class else "recall"
 
+    def sampling(self) -> str:
+        """The profile and imbalance factor of the training set, and the number of classes."""
+        profile, imbalance = self.data.get("profile"), self.data.get("imbalance")
+        return _dotted(
+            f"{profile} profile" if profile else None,
+            f"imbalance {imbalance:g}" if isinstance(imbalance, int | float) else None,
+            f"{len(self.per_class)} {'labels' if self.class_figure == 'auc' else 'classes'}",
+        )
+
+    def split_sizes(self) -> str:
+        """The images of each split: "train 8,000 · val 2,000 · test 10,000"."""
+        sizes = self.data.get("images") or {}
+        return _dotted(*(f"{split} {size:,}" for split, size in sizes.items()))
+
+    def origin(self) -> str:
+        """The source of the data, with the head of its checksum."""
+        texts = (self.data.get(key) for key in ("origin", "provenance", "note"))
+        checksum = self.data.get("sha256")
+        return _dotted(
+            *(text for text in texts if isinstance(text, str)),
+            f"sha256 {str(checksum)[:12]}" if checksum else None,
+        )
+
+    def conditions(self) -> str:
+        """The scale, seed and device of the run, and the time that it took."""
+        cost = self.finetune_cost or self.search_cost
+        scale, seed, device = (
+            self.finetune.get("scale"),
+            self.finetune.get("seed"),
+            cost.get("device"),
+        )
+        return _dotted(
+            f"scale {scale}" if scale else None,
+            "1 seed" if seed is None else f"1 seed ({seed})",
+            str(device) if device else None,
+            f"search {duration(self.search_cost.get('seconds'))}",
+            f"fine-tuning {duration(self.finetune_cost.get('seconds'))}",
+        )
+
+    def network(self) -> str:
+        """The size of the network and how it was trained."""
+        parameters, operations = (self.finetune.get(key) for key in ("parameters", "multiply_adds"))
+        loss, epochs = self.finetune.get("loss"), self.finetune.get("epochs")
+        inherited = self.finetune.get("inherited")
+        return _dotted(
+            f"{parameters / 1e6:.2f} M parameters" if parameters else None,
+            f"{operations / 1e6:.1f} M multiply-adds" if operations else None,
+            f"loss {loss}" if loss else None,
+            None if epochs is None else f"{epochs} epochs",
+            None if inherited is None else "weights inherited" if inherited else "from scratch",
+        )
+
+    def transferred(self) -> str:
+        """The data set of the transfer, and the figures there as mean ± deviation over folds."""
+        if not self.transfer:
+            return "not run"
+        figures = []
+        for key in _TRANSFERRED:
+            if key in self.transfer:
+                title, percent = FIGURES[key]
+                mean, std = self.transfer[key], self.transfer.get(f"{key}_std")
+                text = show(mean, percent)
+                if std is not None:
+                    text = f"{text.removesuffix(' %')} ± {show(std, percent)}"
+                figures.append(f"{title} {text}")
+        folds = f"{self.transfer.get('folds', '?')} folds"
+        return _dotted(str(self.transfer.get("dataset", "")), folds, *figures)
+
     def figure_rows(self) -> list[tuple[str, str, str, str]]:
-        """(title, ours, linear classifier, constant predictor) for every figure of the run."""
+        """List `figure_row` of every figure of the run."""
         return [self.figure_row(key) for key in FIGURES if key in self.figures]
 
     def figure_row(self, key: str) -> tuple[str, str, str, str]:
+        """Return a figure's title, and the figure of network, linear and constant classifier."""
         title, percent = FIGURES[key]
         ours, linear, constant = (
             show(self.figures.get(prefix + key), percent) for prefix in ("", "linear_", "constant_")
         )
         return title, ours, linear, constant
 
-    def sampling(self) -> str:
-        """The profile and imbalance factor of the training set, and the number of classes."""
-        profile, imbalance = self.data.get("profile"), self.data.get("imbalance")
-        parts = [
-            f"{profile} profile" if profile else None,
-            f"imbalance {imbalance:g}" if isinstance(imbalance, int | float) else None,
-            f"{len(self.per_class)} {'labels' if self.class_figure == 'auc' else 'classes'}",
+    def class_rows(self) -> list[tuple[str, str, str, str]]:
+        """List each class with its training and test images and its figure."""
+        return [
+            (
+                str(row["name"]),
+                _number(row["train_images"], "{:,}"),
+                _number(row.get("test_images"), "{:,}"),
+                show(row[self.class_figure], percent=False),
+            )
+            for row in self.per_class.to_dict("records")
         ]
-        return " · ".join(part for part in parts if part)
 
-    def network(self) -> str:
-        parameters, operations = (self.finetune.get(key) for key in ("parameters", "multiply_adds"))
-        epochs, inherited = self.finetune.get("epochs"), self.finetune.get("inherited")
-        parts = [
-            f"{parameters / 1e6:.2f} M parameters" if parameters else None,
-            f"{operations / 1e6:.1f} M multiply-adds" if operations else None,
-            f"loss {self.finetune['loss']}" if "loss" in self.finetune else None,
-            f"{epochs} epochs" if epochs is not None else None,
-            None if inherited is None else "weights inherited" if inherited else "from scratch",
+    def cost_rows(self) -> list[tuple[str, ...]]:
+        """List search and fine-tuning with time, speed, memory, latency and device."""
+        return [
+            (
+                stage,
+                duration(cost.get("seconds")),
+                _number(cost.get("images_per_second"), "{:,.0f}"),
+                _number(cost.get("peak_memory_mb"), "{:,.0f} MB"),
+                _number(cost.get("latency_ms_per_image"), "{:.2f} ms"),
+                str(cost.get("device", NONE)),
+            )
+            for stage, cost in (("search", self.search_cost), ("fine-tuning", self.finetune_cost))
         ]
-        return " · ".join(part for part in parts if part)
 
-    def transferred(self) -> str:
-        """Where the architecture was taken and its figures there, mean ± deviation over folds."""
-        if not self.transfer:
-            return "not run"
-        parts = [str(self.transfer.get("dataset", "")), f"{self.transfer.get('folds', '?')} folds"]
-        for key, (title, percent) in FIGURES.items():
-            if key in ("balanced_accuracy", "accuracy", "binary_accuracy", "macro_auc") and (
-                key in self.transfer
-            ):
-                spread = self.transfer.get(f"{key}_std")
-                mean = show(self.transfer[key], percent)
-                if spread is not None:
-                    mean = f"{mean.removesuffix(' %')} ± {show(spread, percent)}"
-                parts.append(f"{title} {mean}")
-        return " · ".join(part for part in parts if part)
+    def transfer_facts(self) -> list[tuple[str, str]]:
+        """List what `transferred` leaves out."""
+        return [fact for fact in facts(self.transfer) if fact[0] not in ("dataset", "folds")]
 
-    def conditions(self) -> str:
-        """Scale, seed, device and the seconds that it took."""
+    def provenance(self) -> list[tuple[str, str]]:
+        """List the facts by which the run can be told from others and repeated."""
         cost = self.finetune_cost or self.search_cost
-        seed = self.finetune.get("seed")
-        parts = [
-            f"scale {self.finetune['scale']}" if "scale" in self.finetune else None,
-            "1 seed" + (f" ({seed})" if seed is not None else ""),
-            str(cost["device"]) if "device" in cost else None,
-            f"search {duration(self.search_cost.get('seconds'))}",
-            f"fine-tuning {duration(self.finetune_cost.get('seconds'))}",
-        ]
-        return " · ".join(part for part in parts if part)
+        made_by = {key: self.finetune.get(key) for key in ("scale", "seed", "commit")}
+        made_by |= {key: cost.get(key) for key in ("device", "threads", "torch")}
+        return [*((f"data: {key}", value) for key, value in facts(self.data)), *facts(made_by)]
 
 
 def show(value: float | None, percent: bool) -> str:
-    """A figure as text: per cent with two decimals, else three decimals, a dash for none."""
+    """Write a figure in per cent with two decimals, else with three, and none as a dash.
+
+    >>> show(0.12345, percent=True), show(0.12345, percent=False), show(None, percent=True)
+    ('12.35 %', '0.123', '–')
+    """
     if value is None or pd.isna(value):
-        return "–"
+        return NONE
     return f"{100 * value:.2f} %" if percent else f"{value:.3f}"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as text, in seconds up to five minutes, then minutes, then hours."""
+    """Write seconds, from five minutes on as minutes and from two hours on as hours.
+
+    >>> duration(85.4), duration(300), duration(7300), duration(None)
+    ('85 s', '5 min', '2.0 h', 'not run')
+    """
     if seconds is None:
         return "not run"
     if seconds < 300:
@@ -172,20 +224,37 @@ def duration(seconds: float | None) -> str:
 
 
 def ops_in_words(edges: Sequence[Edge]) -> str:
-    """How often each op occurs in a cell: "5 sep_conv_3x3, 3 skip_connect"."""
-    counts, order = Counter(edge.op for edge in edges), list(OPERATIONS)
-    return ", ".join(
-        f"{counts[op]} {op}" for op in sorted(counts, key=lambda op: (-counts[op], order.index(op)))
-    )
+    """Count the operations of a cell, the most frequent first.
+
+    >>> ops_in_words([Edge(0, 2, "skip_connect"), *2 * [Edge(1, 2, "sep_conv_3x3")]])
+    '2 sep_conv_3x3, 1 skip_connect'
+    """
+    counts = Counter(edge.op for edge in edges)
+    ordered = sorted(counts, key=lambda op: (-counts[op], list(OPERATIONS).index(op)))
+    return ", ".join(f"{counts[op]} {op}" for op in ordered)
 
 
-def provenance(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The plain facts of a provenance document, nested ones as "outer inner", lists left out."""
-    facts = []
+def facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List the plain values of a document, nested ones as "outer inner"; lists are left out.
+
+    >>> facts({"sha_256": "ab", "images": {"train": 7}, "share": 1 / 3, "classes": ["cat"]})
+    [('sha 256', 'ab'), ('images train', '7'), ('share', '0.3333')]
+    """
+    rows = []
     for key, value in document.items():
         words = str(key).replace("_", " ")
         if isinstance(value, Mapping):
-            facts += [(f"{words} {inner}", text) for inner, text in provenance(value)]
-        elif isinstance(value, str | int | float) and value != "":
-            facts.append((words, str(value)))
-    return facts
+            rows += [(f"{words} {inner}", text) for inner, text in facts(value)]
+        elif isinstance(value, float):
+            rows.append((words, f"{value:.4g}"))
+        elif isinstance(value, str | int) and value != "":
+            rows.append((words, str(value)))
+    return rows
+
+
+def _number(value: float | None, form: str) -> str:
+    return NONE if value is None or pd.isna(value) else form.format(value)
+
+
+def _dotted(*texts: str | None) -> str:
+    return " · ".join(text for text in texts if text)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import matplotlib
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator
 
 INK, MUTED, FAINT, PAPER = "#1f2933", "#5b6472", "#d9dee5", "#ffffff"
 LIGHT, DARK, ACCENT = "#a9cfe8", "#0072b2", "#c65102"  # Okabe and Ito's blue and vermilion
@@ -56,32 +58,46 @@ _RC = {
 
 
 def op_colour(op: str) -> str:
-    """The colour of an op's kind."""
+    """Return the colour of an op's kind."""
     return KINDS[OPS[op][0]]
 
 
 def state_name(state: int) -> str:
-    """The label of a cell's state: cₖ₋₂, cₖ₋₁ for the inputs, then 0, 1, 2, 3 for the nodes."""
+    """Name a cell's state: cₖ₋₂, cₖ₋₁ for the inputs, then 0, 1, 2, 3 for the nodes.
+
+    >>> state_name(0), state_name(2)
+    ('cₖ₋₂', '0')
+    """
     return ("cₖ₋₂", "cₖ₋₁")[state] if state < 2 else str(state - 2)
 
 
 def shorten(name: str, limit: int = 18) -> str:
-    """`name`, cut to at most `limit` characters with an ellipsis.
+    """Cut `name` to at most `limit` characters, with an ellipsis, for a picture.
 
-    A dollar sign is escaped: matplotlib would read two of them as mathematics.
+    >>> shorten("a very long class name", 10)
+    'a very lo…'
     """
-    cut = name if len(name) <= limit else name[: limit - 1].rstrip() + "…"
-    return cut.replace("$", r"\$")
+    return literal(name if len(name) <= limit else name[: limit - 1].rstrip() + "…")
+
+
+def literal(text: str) -> str:
+    """Escape the dollar signs of `text`: matplotlib reads two of them as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def integer_ticks(axis: Axis, most: int | str = "auto") -> None:
+    """Put the ticks of an axis on whole numbers, at most so many."""
+    locator = AutoLocator()
+    locator.set_params(integer=True, nbins=most)
+    axis.set_major_locator(locator)
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """matplotlib's own defaults plus our style, whatever the user's matplotlibrc says."""
-    with matplotlib.rc_context():
-        # The defaults name a backend too, which is not ours to change.
-        kept = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
-        matplotlib.rcParams.update(kept)
-        matplotlib.rcParams.update(_RC)
+    """Draw within the context in our style over matplotlib's defaults, not the user's."""
+    look: dict[Any, Any] = {**matplotlib.rcParamsDefault, **_RC}
+    look.pop("backend")  # not ours to change
+    with matplotlib.rc_context(look):
         yield
 
 

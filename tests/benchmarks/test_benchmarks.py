@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +12,9 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType
 
-from benchmarks import compare, costs, gpu, large, measure, precision, profile, scaling, step
-from benchmarks.measure import Setting, Total
-from benchmarks.systems import SearchStep, System, systems_for
-from ssnas import search
+from benchmarks import costs, gpu, large, measure, precision, profile, scaling, step
+from benchmarks.measure import Setting, Timed
+from benchmarks.systems import SearchStep, System, computing, systems_for
 from ssnas.config.load import load_main
 from ssnas.errors import InputError
 from ssnas.networks.backbone import STEMS
@@ -115,9 +115,12 @@ def test_the_plain_twin_alone_computes_all_gradients():
 
 
 def test_a_system_leaves_the_project_as_it_was():
-    own = objectives.autocast, search.without_gradients
-    SearchStep(System(plain=True, amp="bf16"), SMALL)()
-    assert own == (objectives.autocast, search.without_gradients)
+    flags = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    autocast = objectives.autocast
+    with computing(System(plain=True, amp="bf16"), torch.device("cpu")):
+        assert torch.backends.cudnn.benchmark
+    assert objectives.autocast is autocast
+    assert flags == (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
 
 
 def test_every_ingredient_has_a_row_of_its_own():
@@ -147,7 +150,7 @@ def test_operations_of_a_convolution(groups):
 
 
 def test_operations_of_a_step_on_omega():
-    small = measure.resized(SMALL, batch=2)
+    small = replace(SMALL, batch=2)
     made = SearchStep(System(plain=True), small)
     supernet, config = made.bilevel.supernet, made.bilevel.config
     image = torch.randn(1, 3, 8, 8)
@@ -174,7 +177,7 @@ def test_saved_bytes_count_each_memory_once():
 
 
 def test_the_bytes_of_a_step_grow_with_the_batch():
-    one, two = costs.step_bytes(SMALL), costs.step_bytes(measure.resized(SMALL, batch=8))
+    one, two = costs.step_bytes(SMALL), costs.step_bytes(replace(SMALL, batch=8))
     assert 1.5 * one < two <= 2 * one
 
 
@@ -202,55 +205,6 @@ def test_the_picture_leaves_out_what_did_not_fit(swept, tmp_path):
     assert ">128<" not in (tmp_path / "a.svg").read_text()
 
 
-def _report(**changes):
-    report = {
-        "benchmark": "step",
-        "environment": {"device": "one", "torch": "2.14"},
-        "settings": {"batch": 32},
-        "results": {
-            "search": {
-                "losses_agree": True,
-                "losses": {"fast": [1.0]},
-                "fast": {"median_ms": 20.0, "peak_mb": None, "kernels": 0},
-                "ratio": {"median_ms": 4.0},
-            }
-        },
-    }
-    return report | changes
-
-
-def test_compare_gives_the_ratio_of_every_common_figure():
-    other = {"search": {"fast": {"median_ms": 5.0, "min_ms": 4.0, "peak_mb": 3.0, "kernels": 2}}}
-    found = compare.ratios(_report(), _report(results=other))
-    assert found == {"results.search.fast.median_ms": (20.0, 5.0, 0.25)}
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"settings": {"batch": 64}}, "settings.batch: 32 and 64"),
-        ({"benchmark": "scaling"}, "step"),
-    ],
-)
-def test_compare_refuses_what_is_not_alike(tmp_path, capsys, changes, named):
-    files = [tmp_path / "a.json", tmp_path / "b.json"]
-    for path, document in zip(files, (_report(), _report(**changes)), strict=True):
-        path.write_text(json.dumps(document))
-    assert measure.run_or_refuse(lambda: compare.main(list(map(str, files)))) == 2
-    assert named in capsys.readouterr().err
-
-
-def test_compare_warns_of_other_machines(tmp_path, capsys):
-    files = [tmp_path / "a.json", tmp_path / "b.json"]
-    other = _report(environment={"device": "two", "torch": "2.14"})
-    for path, document in zip(files, (_report(), other), strict=True):
-        path.write_text(json.dumps(document))
-    assert compare.main(list(map(str, files))) == 0
-    printed = capsys.readouterr()
-    assert printed.err == "warning: device differs: one and two\n"
-    assert "results.search.fast.median_ms" in printed.out and "1.000" in printed.out
-
-
 def test_profile_of_both_steps(tmp_path, monkeypatch):
     # Which operators are among the slowest is a matter of time.
     monkeypatch.setattr(profile, "ROWS", 1000)
@@ -266,16 +220,27 @@ def test_profile_names_and_counts_operators():
     with profile.OperatorTimes() as times:
         for _ in range(2):
             layer(torch.randn(2, 6, 8, 8)).sum().backward()
-    calls = {name: total.calls for name, total in times.totals.items()}
+    calls = Counter(run.name for run in times.runs)
     assert calls["convolution 5×5 depthwise dilation 2"] == 2
     assert calls["convolution_backward 5×5 depthwise dilation 2 of w"] == 2
 
 
 def test_profile_table_gives_figures_of_one_step():
-    lines = profile.table({"short": Total(4, 0.002), "long": Total(2, 0.006)}, 2).splitlines()
+    runs = [*4 * [Timed("short", 0.0005)], *2 * [Timed("long", 0.003)]]
+    lines = profile.table(runs, 2).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["3.000", "75.0%", "1.0", "long"],
         ["1.000", "25.0%", "2.0", "short"],
+    ]
+
+
+def test_profile_table_puts_the_fastest_together(monkeypatch):
+    monkeypatch.setattr(profile, "ROWS", 1)
+    runs = [Timed("long", 0.006), *3 * [Timed("short", 0.001)], Timed("shorter", 0.001)]
+    lines = profile.table(runs, 1).splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["6.000", "60.0%", "1.0", "long"],
+        ["4.000", "40.0%", "4.0", "2", "others"],
     ]
 
 
@@ -288,7 +253,7 @@ def test_kernels_and_operators_of_the_profilers_events():
             is_user_annotation=annotation,
         )
 
-    kernels, operators = measure.totals(
+    kernels, operators = measure.runs_of(
         [
             event("aten::add", DeviceType.CPU, 30),
             event("aten::empty", DeviceType.CPU, 0),
@@ -297,8 +262,11 @@ def test_kernels_and_operators_of_the_profilers_events():
             event("Optimizer.step", DeviceType.CUDA, 500, annotation=True),
         ]
     )
-    assert kernels == {"add_kernel": Total(2, pytest.approx(3e-5))}
-    assert operators == {"aten::add": Total(1, pytest.approx(3e-5))}
+    assert kernels == [
+        Timed("add_kernel", pytest.approx(1e-5)),
+        Timed("add_kernel", pytest.approx(2e-5)),
+    ]
+    assert operators == [Timed("aten::add", pytest.approx(3e-5))]
 
 
 def test_gpu_goes_on_with_what_is_missing(tmp_path):

@@ -11,6 +11,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -107,7 +108,10 @@ class Tape:
         size: how many values of scratch memory a run needs.
         tensors: how many tensors a run takes.
         calls: the calls.
+        observer: where set, every run is timed call by call, and the seconds are shown to it.
     """
+
+    observer: ClassVar[Callable[[Tape, list[float]], None] | None] = None
 
     def __init__(self, dtype: torch.dtype, after: Tape | None = None) -> None:
         self.dtype, self.size = dtype, 0
@@ -188,13 +192,12 @@ class Tape:
                 self._words.append(int(value or 0))
         return first
 
-    def run(self, *tensors: Tensor | None, seconds: list[float] | None = None) -> None:
+    def run(self, *tensors: Tensor | None) -> None:
         """Make the calls.
 
         Args:
             tensors: dense, on the CPU: those of the tape before this one, `size` values of
                 scratch memory, and the declared ones; None for a tensor that no call needs.
-            seconds: a list to extend by the time of each call.
 
         Raises:
             ValueError: for another number of tensors.
@@ -204,7 +207,12 @@ class Tape:
         if self._run is None:
             calls = [(call.kernel, call.start) for call in self.calls]
             self._run = library.bind(self.dtype, self._words, self._addresses, calls)
-        self._run(tensors, seconds)
+        if self.observer is None:
+            self._run(tensors, None)
+        else:
+            seconds: list[float] = []
+            self._run(tensors, seconds)
+            self.observer(seconds)
 
 
 def _flat(values: Sequence) -> Iterator[Argument]:

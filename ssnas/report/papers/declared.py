@@ -1,4 +1,4 @@
-"""What papers/tables.yaml declares, and the checks that papers/figures.yaml shares with it."""
+"""The tables that papers/tables.yaml declares, and checks that papers/figures.yaml shares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ssnas.config.load import read_yaml
 from ssnas.config.schema import build
 from ssnas.errors import InputError
-from ssnas.report.records import TESTED, Records, cross_validated
+from ssnas.report.papers.records import TESTED, Records, cross_validated
 from ssnas.report.run import FIGURES
 
 TABLES = Path("papers/tables.yaml")
@@ -54,47 +54,45 @@ class Table:
 
     @property
     def cross_validated(self) -> bool:
+        """True if the figures are over folds."""
         return any(cross_validated(row.kind) for row in self.rows if row.system)
 
-    def reports(self, key: str) -> bool:
-        return any(key in row.reported for row in self.rows)
-
     def reference(self, row: Row) -> Row | None:
-        """The row that `row` is compared with, None if it is compared with none."""
+        """Find the row that `row` is compared with, None if it is compared with none."""
         system = row.ours or self.ours
-        own = (row for row in self.rows if row.system == system and not row.prefix)
-        return next(own) if system else None
+        rows = (row for row in self.rows if row.system == system and not row.prefix)
+        return next(rows) if system else None
 
     def reference_name(self) -> str | None:
-        """How the column of differences names it; None if nothing is compared."""
-        names = {own.method for row in self.rows if row.system and (own := self.reference(row))}
+        """Name the reference in the column of differences; None if nothing is compared."""
+        references = (self.reference(row) for row in self.rows if row.system)
+        names = {reference.method for reference in references if reference}
         return None if not names else names.pop() if len(names) == 1 else "ours"
 
 
 def read_tables(path: Path, records: Records) -> dict[str, Table]:
-    """The tables that papers/tables.yaml declares, by key.
+    """Read the tables that papers/tables.yaml declares, by key.
 
     Raises:
         InputError: naming an unknown key, figure, kind or system, and what is accepted.
     """
-    declared = read_yaml(path).items()
-    return {key: _table(f"{path}: {key}", given, records) for key, given in declared}
+    document = read_yaml(path)
+    return {key: _table(f"{path}: {key}", table, records) for key, table in document.items()}
 
 
-def _table(where: str, given: Any, records: Records) -> Table:
-    given = dict(mapping(where, given))
-    require(where, given, "title")
-    figures, rows = (
-        _sequence(f"{where}.{part}", given.pop(part, None)) for part in ("figures", "rows")
-    )
+def _table(where: str, declared: Any, records: Records) -> Table:
+    declared = mapping(where, declared, "title")
+    for key in ("figures", "rows"):
+        value = declared.get(key)
+        if not isinstance(value, list) or not value:
+            raise InputError(f"{where}.{key}: found {value!r}; accepted is a list, not empty")
+    figures, rows = tuple(declared.pop("figures")), declared.pop("rows")
     choose(f"{where}.figures", figures, FIGURES)
-    rows = [_row(f"{where}.rows.{i}", row, figures, records) for i, row in enumerate(rows)]
-    table = dataclasses.replace(
-        build(Table, where, given), figures=tuple(figures), rows=tuple(rows)
-    )
+    rows = tuple(_row(f"{where}.rows.{i}", row, figures, records) for i, row in enumerate(rows))
+    table: Table = dataclasses.replace(build(Table, where, declared), figures=figures, rows=rows)
     measured = [row for row in rows if row.system]
-    ours = [name for name in (table.ours, *(row.ours for row in rows)) if name]
-    choose(f"{where}.ours", ours, dict.fromkeys(r.system for r in measured if not r.prefix))
+    references = [system for system in (table.ours, *(row.ours for row in rows)) if system]
+    choose(f"{where}.ours", references, dict.fromkeys(r.system for r in measured if not r.prefix))
     if len({cross_validated(row.kind) for row in measured}) > 1:
         raise InputError(
             f"{where}.rows: found cross-validated kinds beside others; accepted are either "
@@ -103,45 +101,34 @@ def _table(where: str, given: Any, records: Records) -> Table:
     return table
 
 
-def _row(where: str, given: Any, figures: Sequence[str], records: Records) -> Row:
-    given = dict(mapping(where, given))
-    require(where, given, "method")
-    reported = mapping(f"{where}.reported", given.pop("reported", {}))
+def _row(where: str, declared: Any, figures: Sequence[str], records: Records) -> Row:
+    declared = mapping(where, declared, "method")
+    reported = mapping(f"{where}.reported", declared.pop("reported", {}))
     choose(f"{where}.reported", reported, (*figures, "parameters"))
     for key, value in reported.items():
         if value is not None and type(value) not in (int, float):
             raise InputError(
                 f"{where}.reported.{key}: found {value!r}; accepted is a number or null"
             )
-    row = build(Row, where, given)
+    row: Row = dataclasses.replace(build(Row, where, declared), reported=reported)
     if row.system is not None:
         choose(f"{where}.system", [row.system], records.systems(row.kind))
-    return dataclasses.replace(row, reported=reported)
+    return row
 
 
-def choose(where: str, found: Iterable[Any], choices: Iterable[str]) -> None:
-    """Refuse what is not among the choices."""
+def choose(where: str, values: Iterable[Any], choices: Iterable[str]) -> None:
+    """Refuse values that are not among the choices."""
     choices = list(choices)
-    for value in found:
+    for value in values:
         if value not in choices:
             raise InputError(f"{where}: found {value!r}; choose from {', '.join(choices)}")
 
 
-def require(where: str, given: Mapping[str, Any], *keys: str) -> None:
-    """Refuse a mapping that lacks one of the keys."""
-    for key in keys:
-        if key not in given:
-            raise InputError(f"{where}: the key {key!r} is missing")
-
-
-def mapping(where: str, value: Any) -> Mapping[str, Any]:
-    """`value`, refused unless it is a mapping."""
+def mapping(where: str, value: Any, *required: str) -> dict[str, Any]:
+    """Copy a mapping; refuse anything else, and one that lacks a required key."""
     if not isinstance(value, dict):
         raise InputError(f"{where}: found {value!r}; accepted is a mapping")
-    return value
-
-
-def _sequence(where: str, value: Any) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise InputError(f"{where}: found {value!r}; accepted is a list, not empty")
-    return value
+    for key in required:
+        if key not in value:
+            raise InputError(f"{where}: the key {key!r} is missing")
+    return dict(value)

@@ -1,4 +1,4 @@
-"""Whether two systems differ by more than the noise between seeds."""
+"""The comparison of two systems over the seeds that both have run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,15 @@ class Comparison:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """True if the interval leaves out 0."""
         return abs(self.mean) > self.half_width
 
     def text(self, decimals: int = 2) -> str:
-        """For instance "−2.36 ± 1.10 (beyond the noise, n = 5)"."""
+        """Write the comparison with its verdict.
+
+        >>> Comparison(-2.357, 1.1, 5).text()
+        '−2.36 ± 1.10 (beyond the noise, n = 5)'
+        """
         mean = f"{self.mean:+.{decimals}f}".replace("-", "−")
         if self.n == 1:
             return f"{mean} (noise unknown, n = 1)"
@@ -36,7 +40,7 @@ class Comparison:
 
 
 def paired(ours: Mapping[int, float], other: Mapping[int, float]) -> Comparison | None:
-    """The differences other − ours over the seeds that both have, None if they share none.
+    """Compare two systems by the differences other − ours over their common seeds.
 
     With d_s = other_s − ours_s over n common seeds, mean d̄ and sample deviation s (n − 1), the
     interval is d̄ ± t_{0.975, n−1} s / √n (Student 1908). It assumes that the d_s are independent
@@ -47,6 +51,12 @@ def paired(ours: Mapping[int, float], other: Mapping[int, float]) -> Comparison 
     Args:
         ours: figure by seed.
         other: likewise, in the same unit.
+
+    Returns:
+        None if no seed is common.
+
+    >>> paired({0: 10.0, 1: 12.0, 2: 11.0}, {0: 20.0, 1: 24.0}).text()
+    '+11.00 ± 12.71 (within the noise, n = 2)'
     """
     differences = [other[seed] - ours[seed] for seed in sorted(ours.keys() & other.keys())]
     n = len(differences)

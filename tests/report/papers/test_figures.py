@@ -13,11 +13,11 @@ from PIL import Image
 from ssnas.config.load import read_yaml
 from ssnas.config.systems import SYSTEMS
 from ssnas.errors import InputError
-from ssnas.report import PaperFigure, Records, read_figures, write_figure
-from ssnas.report.figures import FIGURE_KINDS
+from ssnas.report.papers.figures import FIGURE_KINDS, PaperFigure, read_figures, write_figure
+from ssnas.report.papers.records import Records
 from stages import figures as stage
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ALPHA = """epoch,cell,edge,op,weight
 1,normal,0->2,none,0.9
 1,normal,0->2,skip_connect,0.3

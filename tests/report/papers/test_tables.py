@@ -13,11 +13,11 @@ from scipy.stats import ttest_1samp
 from ssnas.config.load import read_yaml
 from ssnas.config.systems import SYSTEMS
 from ssnas.errors import InputError
-from ssnas.report import Records, read_tables, write_tables
-from ssnas.report.compare import Comparison, paired
-from ssnas.report.declared import TABLES
-from ssnas.report.readme import replace_block, results
-from ssnas.report.tables import compact, table_cells
+from ssnas.report.papers.compare import Comparison, paired
+from ssnas.report.papers.declared import TABLES, read_tables
+from ssnas.report.papers.readme import replace_block, results
+from ssnas.report.papers.records import Records
+from ssnas.report.papers.tables import compact, plus_minus, table_cells, write_table, write_tables
 from stages.readme import readme
 
 ERRORS = {"ours": {0: 0.10, 1: 0.12, 2: 0.11}, "plain": {0: 0.20, 1: 0.24}}
@@ -320,7 +320,7 @@ def test_an_entry_without_a_system_is_named(project):
 
 def test_every_system_stands_in_a_table_and_the_other_way_round(tmp_path, monkeypatch):
     """Nothing else is read of the entries than papers/systems.yaml, which they are made from."""
-    shutil.copytree(Path(__file__).parents[2] / "papers", tmp_path / "papers")
+    shutil.copytree(Path(__file__).parents[3] / "papers", tmp_path / "papers")
     monkeypatch.chdir(tmp_path)
     tables, _ = read()
     shown = {(r.kind, r.system) for table in tables.values() for r in table.rows if r.system}
@@ -331,7 +331,7 @@ def test_every_system_stands_in_a_table_and_the_other_way_round(tmp_path, monkey
 
 def test_the_papers_tables_quote_what_the_papers_print():
     """Every reported number names its source; every comparison is with a row of the table."""
-    tables = yaml.safe_load((Path(__file__).parents[2] / TABLES).read_text(encoding="utf-8"))
+    tables = yaml.safe_load((Path(__file__).parents[3] / TABLES).read_text(encoding="utf-8"))
     rows = [row for table in tables.values() for row in table["rows"]]
     assert all("source" in row for row in rows if row.get("reported"))
     assert all(row.get("reported") for row in rows if "system" not in row)
@@ -341,6 +341,33 @@ def test_the_papers_tables_quote_what_the_papers_print():
 
 
 # --- the files and the README
+
+
+def test_table_cells(tmp_path):
+    rows = [{"method": "a|b", "error": "1.0"}, {"method": "paper\nonly", "error": "not run"}]
+    write_table(rows, tmp_path / "v1.5", "A heading")
+    with (tmp_path / "v1.5.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.DictReader(file)) == rows
+    assert (tmp_path / "v1.5.md").read_text(encoding="utf-8") == (
+        "A heading\n\n"
+        "| method     | error   |\n"
+        "| ---------- | ------- |\n"
+        "| a\\|b       | 1.0     |\n"
+        "| paper only | not run |\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((10.914, 0.126, 3), "10.91 ± 0.13 (3)"),
+        ((10.914, 0.126, 3, 1), "10.9 ± 0.1 (3)"),
+        ((10.914, 0.0, 1), "10.91 (1)"),
+        ((10.914, None, 2), "10.91 (2)"),
+    ],
+)
+def test_plus_minus(arguments, text):
+    assert plus_minus(*arguments) == text
 
 
 def test_files_and_print_of_the_scales_that_have_results(project):

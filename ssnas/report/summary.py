@@ -1,4 +1,4 @@
-"""The few lines that a run ends with in the terminal."""
+"""The few lines with which a run ends in the terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PICTURES = ("genotype.png", "class_counts.png", "confusion.png", "per_class.png
 
 
 def summary(folder: Path) -> str:
-    """What the run in `folder` found, in at most 25 lines of at most 88 columns.
+    """Sum up the run in `folder` in at most 25 lines of at most 88 columns.
 
     Raises:
         InputError: if a file that every run has is missing; the message names the command that
@@ -60,7 +60,7 @@ def _field(label: str, text: str, most_lines: int) -> list[str]:
 
 
 def _per_class(run: Run) -> str:
-    """Each class's figure, most frequent class first; where they are too many, the extremes."""
+    """List each class's figure, most frequent class first; the extremes of too many classes."""
     figure = run.class_figure
     table = run.per_class.dropna(subset=figure)
     table = table.sort_values("train_images", ascending=False, kind="stable")

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.textpath import TextPath
 
 from ssnas.report.style import (
@@ -41,6 +41,7 @@ PLACES = np.array(
 HALF_SIZE = np.array([(34, 17), (34, 17), *[(18, 18)] * 4, (30, 17)], dtype=float)
 TITLE_PLACE, TITLE_SIZE = np.array([90.0, PANEL - 32.0]), np.array([72.0, 14.0])
 FONT = 9.5
+_CARD, _PLAIN = "#f7f9fb", "#aab2bd"
 _SWEEPS = 8
 _STEPS = np.linspace(0, 1, 29)[:, None]
 _BENDS = np.array([0.0, *(sign * b for b in (0.1, 0.2, 0.3, 0.42) for sign in (1, -1))])
@@ -49,7 +50,10 @@ _TIMES = np.linspace(0.2, 0.8, 13)
 
 @dataclass
 class Arrow:
-    """One arrow of the drawing: its bend (matplotlib's arc3 `rad`) and where its label sits."""
+    """One arrow of the drawing: its bend (matplotlib's arc3 `rad`) and where its label sits.
+
+    `op` is None for a node's way to the output.
+    """
 
     source: int
     target: int
@@ -71,12 +75,13 @@ class Arrow:
 
     @property
     def label_place(self) -> np.ndarray:
+        """The centre of the label's box."""
         return self.curve(self.bend, self.time)
 
     @property
     def label_size(self) -> np.ndarray:
         """Half width and half height of the label's box."""
-        return np.array([_text_width(self.op) / 2 + 8, 11.0])
+        return np.array([_text_width(self.op or "") / 2 + 8, 11.0])
 
 
 @cache
@@ -87,15 +92,11 @@ def _text_width(text: str) -> float:
 def draw_genotype(genotype: Genotype, png: Path, svg: Path) -> None:
     """Draw the normal and the reduction cell, one above the other, as PNG and as SVG.
 
-    `genotype.normal` and `genotype.reduce` are tuples of `Edge(source, target, op)`. Op names
-    stand on their edges; the colour is the op's kind. Equal genotypes give equal bytes.
+    Op names stand on their edges; the colour is the op's kind. Equal genotypes give equal bytes.
     """
     height = 2 * PANEL + GAP + LEGEND
     with styled():
-        figure = Figure(figsize=(WIDTH / 100, height / 100))
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set(xlim=(0, WIDTH), ylim=(0, height), aspect="equal")
-        axes.axis("off")
+        figure, axes = canvas(height)
         draw_cell(axes, "Normal cell", genotype.normal, LEGEND + PANEL + GAP)
         draw_cell(axes, "Reduction cell", genotype.reduce, LEGEND)
         draw_legend(axes, {edge.op for edge in (*genotype.normal, *genotype.reduce)})
@@ -103,8 +104,17 @@ def draw_genotype(genotype: Genotype, png: Path, svg: Path) -> None:
         save(figure, svg, kind="svg")
 
 
+def canvas(height: float) -> tuple[Figure, Axes]:
+    """Make an empty picture, WIDTH by `height`, whose axes count its pixels."""
+    figure = Figure(figsize=(WIDTH / 100, height / 100))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, WIDTH), ylim=(0, height), aspect="equal")
+    axes.axis("off")
+    return figure, axes
+
+
 def arrange(edges: Sequence[Edge]) -> list[Arrow]:
-    """Arrows for `edges` and for the nodes' way to the output, with bends and label places chosen.
+    """Bend the arrows of `edges`, and of the nodes' ways to the output, and place their labels.
 
     A small coordinate descent: each arrow in turn takes the bend and the label place that
     overlap least with the others. Deterministic.
@@ -112,19 +122,19 @@ def arrange(edges: Sequence[Edge]) -> list[Arrow]:
     arrows = [Arrow(*edge) for edge in edges]
     arrows += [Arrow(node, OUTPUT, None) for node in range(2, OUTPUT)]
     for _ in range(_SWEEPS):
-        before = [(arrow.bend, arrow.time) for arrow in arrows]
+        last = [(arrow.bend, arrow.time) for arrow in arrows]
         for arrow in arrows:
             others = [other for other in arrows if other is not arrow]
             costs = _curve_costs(arrow, others)[:, None] + _label_costs(arrow, others)
             bend, time = np.unravel_index(np.argmin(costs), costs.shape)
             arrow.bend, arrow.time = float(_BENDS[bend]), float(_TIMES[time])
-        if before == [(arrow.bend, arrow.time) for arrow in arrows]:
+        if last == [(arrow.bend, arrow.time) for arrow in arrows]:
             break
     return arrows
 
 
 def _curve_costs(arrow: Arrow, others: list[Arrow]) -> np.ndarray:
-    """What each of the bends costs while the other arrows stay, shape (B,)."""
+    """Cost of each of the bends while the other arrows stay, shape (B,)."""
     curves = arrow.curve(_BENDS[:, None, None], _STEPS)
     costs = 120 * _BENDS**2 + 100 * _outside(curves, np.full(2, 4.0)).sum(axis=1)
     for state in set(range(len(PLACES))) - {arrow.source, arrow.target}:
@@ -140,7 +150,7 @@ def _curve_costs(arrow: Arrow, others: list[Arrow]) -> np.ndarray:
 
 
 def _label_costs(arrow: Arrow, others: list[Arrow]) -> np.ndarray:
-    """What each place of the label costs, for each of the bends, shape (B, T)."""
+    """Cost of each place of the label, for each of the bends, shape (B, T)."""
     if arrow.op is None:
         return np.zeros((len(_BENDS), len(_TIMES)))
     places, size = arrow.curve(_BENDS[:, None, None], _TIMES[:, None]), arrow.label_size
@@ -157,68 +167,52 @@ def _label_costs(arrow: Arrow, others: list[Arrow]) -> np.ndarray:
 
 
 def _within(points: np.ndarray, centre: np.ndarray, half: np.ndarray) -> np.ndarray:
-    """Whether `points` (..., 2) lie in the box of half size `half` around `centre`."""
+    """Tell which `points` (..., 2) lie in the box of half size `half` around `centre`."""
     return np.all(np.abs(points - centre) < half, axis=-1)
 
 
 def _outside(points: np.ndarray, margin: np.ndarray) -> np.ndarray:
-    """Whether boxes of half size `margin` around `points` (..., 2) leave the panel."""
+    """Tell which boxes of half size `margin` around `points` (..., 2) leave the panel."""
     low, high = margin + 12, np.array([WIDTH, PANEL]) - margin - 12
     return np.any((points < low) | (points > high), axis=-1)
 
 
 def draw_cell(axes: Axes, title: str, edges: Sequence[Edge], bottom: float) -> None:
     """Draw the panel of one cell, WIDTH by PANEL, with its lower edge at `bottom`."""
-    shift = np.array([0.0, bottom])
-    axes.add_patch(
-        FancyBboxPatch(
-            (6, bottom + 4),
-            WIDTH - 12,
-            PANEL - 8,
-            boxstyle="round,pad=0,rounding_size=14",
-            facecolor="#f7f9fb",
-            edgecolor=FAINT,
-            linewidth=0.8,
-        )
-    )
+    card = (6, bottom + 4), WIDTH - 12, PANEL - 8
+    axes.add_patch(_rounded(*card, 14, facecolor=_CARD, edgecolor=FAINT, linewidth=0.8))
     axes.text(26, bottom + PANEL - 32, title, size=13, weight="bold", va="center")
+    shift = np.array([0.0, bottom])
     states = [_draw_state(axes, state, PLACES[state] + shift) for state in range(len(PLACES))]
     for arrow in arrange(edges):
         _draw_arrow(axes, arrow, states, shift)
 
 
-def _draw_state(axes: Axes, state: int, place: np.ndarray):
-    half = HALF_SIZE[state]
-    inner = 2 <= state < OUTPUT
-    if inner:
-        patch = Circle(place, half[0], facecolor=PAPER, edgecolor=INK, linewidth=1.6, zorder=4)
+def _rounded(
+    corner: Sequence[float], width: float, height: float, radius: int, **look: object
+) -> FancyBboxPatch:
+    box = f"round,pad=0,rounding_size={radius}"
+    return FancyBboxPatch((corner[0], corner[1]), width, height, boxstyle=box, **look)  # type: ignore[arg-type]
+
+
+def _draw_state(axes: Axes, state: int, place: np.ndarray) -> Patch:
+    (x, y), half, node = place, HALF_SIZE[state], 2 <= state < OUTPUT
+    patch: Patch
+    if node:
+        patch = Circle((x, y), half[0], facecolor=PAPER, edgecolor=INK, linewidth=1.6, zorder=4)
     else:
-        patch = FancyBboxPatch(
-            place - half,
-            *(2 * half),
-            boxstyle="round,pad=0,rounding_size=8",
-            facecolor=INK,
-            edgecolor=INK,
-            zorder=4,
+        patch = _rounded(
+            place - half, 2 * half[0], 2 * half[1], 8, facecolor=INK, edgecolor=INK, zorder=4
         )
     axes.add_patch(patch)
-    name = "cₖ" if state == OUTPUT else state_name(state)
-    axes.text(
-        *place,
-        name,
-        size=12,
-        weight="bold" if inner else "normal",
-        color=INK if inner else PAPER,
-        ha="center",
-        va="center_baseline",
-        zorder=5,
-    )
+    name, weight = "cₖ" if state == OUTPUT else state_name(state), "bold" if node else "normal"
+    text = axes.text(x, y, name, size=12, weight=weight, color=INK if node else PAPER, zorder=5)
+    text.set(ha="center", va="center_baseline")
     return patch
 
 
-def _draw_arrow(axes: Axes, arrow: Arrow, states: list, shift: np.ndarray) -> None:
-    plain = arrow.op is None
-    colour = "#aab2bd" if plain else op_colour(arrow.op)
+def _draw_arrow(axes: Axes, arrow: Arrow, states: Sequence[Patch], shift: np.ndarray) -> None:
+    colour = _PLAIN if arrow.op is None else op_colour(arrow.op)
     axes.add_patch(
         FancyArrowPatch(
             PLACES[arrow.source] + shift,
@@ -230,23 +224,15 @@ def _draw_arrow(axes: Axes, arrow: Arrow, states: list, shift: np.ndarray) -> No
             shrinkB=2,
             arrowstyle="-|>,head_length=5,head_width=2.6",
             color=colour,
-            linewidth=1.0 if plain else 1.7,
-            zorder=1 if plain else 2,
+            linewidth=1.0 if arrow.op is None else 1.7,
+            zorder=1 if arrow.op is None else 2,
         )
     )
-    if plain:
-        return
-    place = arrow.label_place + shift
-    axes.text(
-        *place,
-        arrow.op,
-        size=FONT,
-        color=PAPER,
-        ha="center",
-        va="center_baseline",
-        zorder=6,
-        bbox={"boxstyle": "round,pad=0.28,rounding_size=0.5", "fc": colour, "ec": "#f7f9fb"},
-    )
+    if arrow.op is not None:
+        x, y = arrow.label_place + shift
+        box = {"boxstyle": "round,pad=0.28,rounding_size=0.5", "fc": colour, "ec": _CARD}
+        text = axes.text(x, y, arrow.op, size=FONT, color=PAPER, bbox=box, zorder=6)
+        text.set(ha="center", va="center_baseline")
 
 
 def draw_legend(axes: Axes, ops: set[str]) -> None:
@@ -257,7 +243,7 @@ def draw_legend(axes: Axes, ops: set[str]) -> None:
         for kind, colour in KINDS.items()
         if kind in used
     ]
-    handles.append(Line2D([], [], color="#aab2bd", label="concatenation"))
+    handles.append(Line2D([], [], color=_PLAIN, label="concatenation"))
     axes.legend(
         handles=handles,
         loc="lower center",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from ssnas.errors import InputError
-from ssnas.report.declared import Table
-from ssnas.report.tables import (
+from ssnas.report.papers.declared import Table
+from ssnas.report.papers.tables import (
     AND,
     NONE,
     NOT_AT_HAND,
@@ -18,6 +19,8 @@ from ssnas.report.tables import (
     compact,
     has_run,
 )
+
+Rows = Sequence[Mapping[str, str]]
 
 START, END = "<!-- results -->", "<!-- /results -->"
 _MAKE = "make it with `dvc repro -s papers/dvc.yaml:tables`"
@@ -35,7 +38,7 @@ reduced: figures compare within their table, not with reported ones."""
 
 
 def results(tables: Mapping[str, Table], scales: Iterable[str], folder: Path) -> str:
-    """How to read the tables, those in `folder` that have results, and which have none.
+    """Write how to read the tables, those in `folder` that have results, and which have none.
 
     Tables without results are named by their titles up to the colon.
 
@@ -54,7 +57,7 @@ def results(tables: Mapping[str, Table], scales: Iterable[str], folder: Path) ->
 
 
 def replace_block(text: str, content: str) -> str:
-    """`text` with `content` between the two markers.
+    """Put `content` between the two markers of `text`.
 
     Raises:
         InputError: if a marker is not there exactly once, or they stand in the wrong order.
@@ -65,17 +68,16 @@ def replace_block(text: str, content: str) -> str:
     return f"{before}{START}\n{content}\n{END}{rest.split(END)[1]}"
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def _read(path: Path) -> Rows:
     if not path.is_file():
         raise InputError(f"{path}: no such file; {_MAKE}")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or "seeds" not in rows[0]:
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if table.empty or "seeds" not in table:
         raise InputError(f"{path}: not a table of rows with a column 'seeds'; {_MAKE}")
-    return rows
+    return [{str(column): text for column, text in row.items()} for row in table.to_dict("records")]
 
 
-def _section(table: Table, scale: str, rows: Sequence[Mapping[str, str]]) -> str:
+def _section(table: Table, scale: str, rows: Rows) -> str:
     ran = [row for row in rows if has_run(row)]
     measurable = [row for row in rows if row["seeds"] != REPORTED_ONLY]
     facts = [
@@ -93,8 +95,8 @@ def _section(table: Table, scale: str, rows: Sequence[Mapping[str, str]]) -> str
     return "\n".join([f"**{table.title}**, scale `{scale}`\n", compact(rows), *lines])
 
 
-def _notes(rows: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
-    """The methods that each note is on."""
+def _notes(rows: Rows) -> dict[str, list[str]]:
+    """List the methods that each note is on."""
     notes: dict[str, list[str]] = {}
     for row in rows:
         if row["note"] != NONE:
@@ -102,18 +104,18 @@ def _notes(rows: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
     return notes
 
 
-def _values(rows: Iterable[Mapping[str, str]], column: str) -> list[str]:
+def _values(rows: Rows, column: str) -> list[str]:
     absent = (NONE, NOT_RUN, NOT_RECORDED)
     values = [value for row in rows for value in row[column].split(AND)]
     return [value for value in dict.fromkeys(values) if value not in absent]
 
 
-def _distinct(rows: Iterable[Mapping[str, str]], column: str) -> str:
+def _distinct(rows: Rows, column: str) -> str:
     return "; ".join(_values(rows, column)) or NOT_RECORDED
 
 
-def _range(rows: Sequence[Mapping[str, str]], column: str) -> str:
-    """For instance "290 to 333"."""
+def _range(rows: Rows, column: str) -> str:
+    """Write the least and the greatest value of a column: "290 to 333"."""
     seconds = [int(value) for value in _values(rows, column) if value.isdecimal()]
     if not seconds:
         return NOT_RECORDED if any(row[column] == NOT_RECORDED for row in rows) else NONE

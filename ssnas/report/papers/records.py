@@ -33,19 +33,22 @@ TESTED = {
     "crossvalidations": _CROSS_VALIDATED,
 }
 
+Entry = Mapping[str, Any]
+
 
 def cross_validated(kind: str) -> bool:
-    """Whether the test figures of a kind of entry are means over folds."""
+    """Tell whether the test figures of a kind of entry are means over folds."""
     return TESTED[kind] is _CROSS_VALIDATED
 
 
 @dataclass(frozen=True)
 class Record:
-    """What the run of one seed of a system wrote.
+    """The files that the run of one seed of a system wrote.
 
     Attributes:
-        folder: its own files.
-        files: those that a table reads by what they tell, also the search's and the data set's.
+        folder: the folder of the run.
+        files: the files that a table reads, by what they tell; also those of the search and of
+            the data set that the run is of.
     """
 
     seed: int
@@ -54,10 +57,11 @@ class Record:
 
     @property
     def has_run(self) -> bool:
+        """True once the test figures are written."""
         return self.files["figures"].exists()
 
     def read(self, what: str) -> dict[str, Any]:
-        """One of its files, empty where it has not been written.
+        """Read one of the files, as empty where it has not been written.
 
         Raises:
             InputError: if it is malformed.
@@ -66,7 +70,7 @@ class Record:
         return read_json(path) if path and path.exists() else {}
 
     def number(self, what: str, key: str) -> float | None:
-        """A number in one of its files.
+        """Read a number in one of the files, None where there is none.
 
         Raises:
             InputError: if the file is malformed, or the value is not a finite number.
@@ -94,56 +98,54 @@ class Records:
 
     def __init__(self, document: Mapping[str, Any], root: Path = METRICS) -> None:
         self._root = root
-        self._entries: dict[str, list[Mapping[str, Any]]] = {}
-        for kind, declared in document.items():
-            entries = declared or {}
-            for key, entry in entries.items():
-                for needed in ("name", "system", "scale", "seed"):
-                    if needed not in entry:
-                        raise InputError(f"{ROWS}: {kind}.{key}: the key {needed!r} is missing")
-            self._entries[kind] = sorted(entries.values(), key=lambda entry: entry["seed"])
+        self._entries: dict[str, list[Entry]] = {}
+        for kind, entries in document.items():
+            for name, entry in (entries or {}).items():
+                for key in ("name", "system", "scale", "seed"):
+                    if key not in entry:
+                        raise InputError(f"{ROWS}: {kind}.{name}: the key {key!r} is missing")
+            self._entries[kind] = sorted((entries or {}).values(), key=lambda entry: entry["seed"])
 
     @classmethod
     def read(cls) -> Records:
-        """Those of the project in the working folder."""
+        """Read those of the project in the working folder."""
         return cls(read_yaml(ROWS))
 
     @property
     def scales(self) -> list[str]:
-        """In the order of their first entries."""
+        """The scales in the order of their first entries."""
         entries = (entry for entries in self._entries.values() for entry in entries)
         return list(dict.fromkeys(entry["scale"] for entry in entries))
 
     def systems(self, kind: str) -> list[str]:
+        """List the systems that have entries of a kind."""
         return list(dict.fromkeys(entry["system"] for entry in self._entries.get(kind, [])))
 
     def of(self, kind: str, system: str, scale: str) -> list[Record]:
-        """The system's runs at a scale, one a declared seed, by seed."""
+        """List the system's runs at a scale, one a declared seed, by seed."""
         return [
             Record(entry["seed"], self._folder(kind, entry), self._files(kind, entry))
             for entry in self._entries.get(kind, [])
             if (entry["system"], entry["scale"]) == (system, scale)
         ]
 
-    def _folder(self, kind: str, entry: Mapping[str, Any]) -> Path:
+    def _folder(self, kind: str, entry: Entry) -> Path:
         return self._root / entry["scale"] / kind / entry["name"]
 
-    def _files(self, kind: str, entry: Mapping[str, Any]) -> dict[str, Path]:
-        if kind not in TESTED:
-            return {}
-        row = self._named("rows", entry, "row") or entry
-        search = self._named("searches", row, "search")
-        dataset = self._named("datasets", search or row, "dataset")
+    def _files(self, kind: str, entry: Entry) -> dict[str, Path]:
+        row = self._referred("rows", entry, "row") or entry
+        search = self._referred("searches", row, "search")
+        dataset = self._referred("datasets", search or row, "dataset")
         files = {}
         if search:
             files["search"] = self._folder("searches", search) / "search.cost.json"
         if dataset:
             files["data"] = self._folder("datasets", dataset) / "data.json"
         folder = self._folder(kind, entry)
-        return files | {what: folder / name for what, name in TESTED[kind].items()}
+        return files | {what: folder / name for what, name in TESTED.get(kind, {}).items()}
 
-    def _named(self, kind: str, entry: Mapping[str, Any], reference: str) -> Mapping[str, Any]:
-        """The entry that another one of the same scale refers to, empty if there is none."""
-        wanted = (entry.get(reference), entry["scale"])
+    def _referred(self, kind: str, entry: Entry, key: str) -> Entry:
+        """Look up the entry of the same scale that `entry` names by `key`; empty if none."""
+        wanted = (entry.get(key), entry["scale"])
         entries = self._entries.get(kind, [])
         return next((e for e in entries if (e["name"], e["scale"]) == wanted), {})
