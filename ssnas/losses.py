@@ -1,11 +1,16 @@
-"""Losses: one pure function each, and the supervised criterion by its name.
+"""Losses: one pure function each, and the table of the supervised ones by name.
 
 Every loss returns a scalar tensor on the device of its input. Half-precision inputs are raised to
-float32 first; float64 stays float64. Supervised losses take `targets` of shape (N,) as class
-indices or (N, L) as multi-hot rows.
+float32 first; float64 stays float64. Supervised losses take `logits` (N, C) and `targets`, either
+class indices (N,) or multi-hot rows (N, L) with C = L.
+
+To add a supervised loss, write its function here and give it a line in `LOSSES`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,20 +19,37 @@ from torch import Tensor
 from ssnas.errors import InputError
 from ssnas.runtime.device import constant
 
-LOSSES = ("ce", "ce+la", "focal", "focal+la", "ldam-drw", "sigmoid", "balanced-sigmoid")
-_SINGLE_LABEL = ("ldam-drw", "balanced-sigmoid")
-_WITHOUT_COUNTS = ("ce", "focal", "sigmoid")
-_DRW_BETA = 0.9999
+EFFECTIVE_NUMBER_BETA = 0.9999
+"""β of the class-balanced weights (Cui et al. 2019), which deferred re-weighting shares."""
+
+ZERO_ONE_NORMS = {"l2": torch.square, "l1": torch.abs}
+
+
+# Self-supervised losses
 
 
 def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
-    """Cross-correlation (D, D) of two batches of embeddings, each (N, D).
+    """Compute the cross-correlation matrix of two views' embeddings.
 
     Both are standardised along the batch as a batch norm without affine parameters does (biased
-    variance, eps = 1e-5), then C = z_aᵀ z_b / N. It is computed outside autocast, so that the
-    product is not rounded to half precision. Distributed code may average C over its processes.
+    variance, ε = 1e-5), then C = z_aᵀ z_b / N. The product is computed outside autocast, which
+    would round it to half precision. Distributed training averages C over its processes.
 
-    Raises `InputError` for a batch of one, whose standard deviation is zero.
+    Args:
+        z_a: embeddings (N, D) of one view of each image.
+        z_b: embeddings (N, D) of another view of the same images.
+
+    Returns:
+        C, of shape (D, D).
+
+    Raises:
+        InputError: for a batch of one, whose standard deviation is zero.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+        >>> cross_correlation(z, z.flip(1)).round(decimals=2)
+        tensor([[0., 1.],
+                [1., 0.]])
     """
     if len(z_a) < 2:
         raise InputError(f"batch of {len(z_a)}: Barlow Twins standardises over at least 2 images")
@@ -37,11 +59,24 @@ def cross_correlation(z_a: Tensor, z_b: Tensor) -> Tensor:
 
 
 def barlow_twins(z_a: Tensor, z_b: Tensor, lambd: float = 0.005) -> Tensor:
-    """Barlow Twins (Zbontar et al. 2021) of two views' embeddings, each (N, D).
+    """Compute the Barlow Twins loss (Zbontar et al. 2021).
 
     ℓ = Σ_i (1 − C_ii)² + λ Σ_i Σ_{j≠i} C_ij², with C from `cross_correlation`.
 
-    Raises `InputError` for a batch of one.
+    Args:
+        z_a: embeddings (N, D) of one view of each image.
+        z_b: embeddings (N, D) of another view of the same images.
+        lambd: λ, the weight of the redundancy term.
+
+    Raises:
+        InputError: for a batch of one.
+
+    Example:
+        Embeddings that swap their two coordinates have C_ii = 0 and C_ij = 1:
+
+        >>> z = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+        >>> round(barlow_twins(z, z.flip(1)).item(), 2)
+        2.01
     """
     correlation = cross_correlation(z_a, z_b)
     diagonal = correlation.diagonal()
@@ -50,34 +85,58 @@ def barlow_twins(z_a: Tensor, z_b: Tensor, lambd: float = 0.005) -> Tensor:
 
 
 def nt_xent(z_a: Tensor, z_b: Tensor, temperature: float = 0.5) -> Tensor:
-    """NT-Xent of SimCLR (Chen et al. 2020) for two views' embeddings, each (N, D).
+    """Compute the NT-Xent loss of SimCLR (Chen et al. 2020).
 
     ℓ = mean over the 2N views i, with j the other view of the same image, of
     −log( exp(s_ij / T) / Σ_{k≠i} exp(s_ik / T) ), s the cosine similarity and T the temperature.
+
+    Args:
+        z_a: embeddings (N, D) of one view of each image.
+        z_b: embeddings (N, D) of another view of the same images.
+        temperature: T, above 0.
+
+    Example:
+        Two images with orthogonal embeddings give log(1 + 2 e⁻²) for each view:
+
+        >>> z = torch.eye(2)
+        >>> round(nt_xent(z, z, temperature=0.5).item(), 4)
+        0.2395
     """
     n = len(z_a)
     with torch.autocast(z_a.device.type, enabled=False):
         z = F.normalize(_float(torch.cat([z_a, z_b])), dim=1)
         similarity = z @ z.T / temperature
-    itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
+    same_view = torch.eye(2 * n, dtype=torch.bool, device=z.device)
     other_view = torch.arange(2 * n, device=z.device).roll(n)
-    return F.cross_entropy(similarity.masked_fill(itself, -torch.inf), other_view)
+    return F.cross_entropy(similarity.masked_fill(same_view, -torch.inf), other_view)
+
+
+# The architecture weights' loss
 
 
 def zero_one(weights: Tensor, norm: str = "l2") -> Tensor:
-    """Zero-one loss (Chu et al. 2020, FairDARTS) of N sigmoid weights in [0, 1], of any shape.
+    """Compute the zero-one loss (Chu et al. 2020, FairDARTS) of sigmoid architecture weights.
 
     `l2`: −(1/N) Σ (w_i − ½)², least (−¼) where every weight is 0 or 1.
     `l1`: −(1/N) Σ |w_i − ½|, least (−½) there.
 
-    Raises `InputError` for another `norm`.
+    Args:
+        weights: N numbers in [0, 1], of any shape.
+        norm: a key of `ZERO_ONE_NORMS`.
+
+    Raises:
+        InputError: for another `norm`.
+
+    Example:
+        >>> round(zero_one(torch.tensor([0.0, 1.0, 0.5, 0.5])).item(), 4)
+        -0.125
     """
     if norm not in ZERO_ONE_NORMS:
         raise InputError(f"norm: found {norm!r}; accepted: {', '.join(ZERO_ONE_NORMS)}")
     return -ZERO_ONE_NORMS[norm](_float(weights) - 0.5).mean()
 
 
-ZERO_ONE_NORMS = {"l2": torch.square, "l1": torch.abs}
+# Supervised losses
 
 
 def adjust_logits(
@@ -87,12 +146,23 @@ def adjust_logits(
     *,
     multi_label: bool = False,
 ) -> Tensor:
-    """Logit adjustment (Menon et al. 2021) of logits (N, C); use it inside the loss only.
+    """Adjust logits by the class priors (Menon et al. 2021); for use inside the loss only.
 
-    f_y + τ log π_y, or f_l + τ log(π_l / (1 − π_l)) for multi-label data, where `priors` (C,) are
-    the training frequencies: of classes, adding up to 1, or of each label's positives.
+    f_y + τ log π_y, or f_l + τ log(π_l / (1 − π_l)) for multi-label data.
 
-    Raises `InputError` naming the class whose frequency is 0 (or 1, multi-label).
+    Args:
+        logits: f, of shape (N, C).
+        priors: π, of shape (C,): the training frequency of each class, adding up to 1, or that of
+            each label's positives.
+        tau: τ, the strength.
+        multi_label: whether each logit is a label of its own.
+
+    Raises:
+        InputError: naming the class whose frequency is 0 (or 1, multi-label).
+
+    Example:
+        >>> adjust_logits(torch.zeros(1, 2), [0.8, 0.2])
+        tensor([[-0.2231, -1.6094]])
     """
     logits = _float(logits)
     return logits + tau * _prior_logits(priors, multi_label).to(logits)
@@ -104,19 +174,28 @@ def focal(
     gamma: float = 2.0,
     alpha: Tensor | float | None = None,
 ) -> Tensor:
-    """Focal loss (Lin et al. 2017), FL = −α_t (1 − p_t)^γ log p_t.
+    """Compute the focal loss (Lin et al. 2017), FL = −α_t (1 − p_t)^γ log p_t.
 
-    `targets` (N,): p_t is the softmax probability of the true class, the mean is over the N
-    samples, and `alpha` is None (α_t = 1) or a tensor (C,) of class weights.
-    `targets` (N, L): p_t = σ(f) for a positive label and 1 − σ(f) for a negative one, the mean is
-    over samples and labels, and `alpha` is None or a scalar or tensor (L,) in [0, 1] that weighs
-    positives by α and negatives by 1 − α.
+    For class indices, p_t is the softmax probability of the true class, and the mean is over the
+    N samples. For multi-hot rows, p_t = σ(f) for a positive label and 1 − σ(f) for a negative one,
+    and the mean is over samples and labels. With γ = 0 and no `alpha` it is the cross-entropy.
 
-    With γ = 0 and no `alpha` it is the cross-entropy.
+    Args:
+        logits: f, of shape (N, C).
+        targets: class indices (N,) or multi-hot rows (N, L).
+        gamma: γ, at least 0: how strongly certain predictions are discounted.
+        alpha: None (α_t = 1); for class indices a tensor (C,) of class weights; for multi-hot
+            rows a number or tensor (L,) in [0, 1], where α_t = α for a positive label and 1 − α
+            for a negative one.
+
+    Example:
+        Equal logits give p_t = ½, so (½)² log 2:
+
+        >>> round(focal(torch.zeros(1, 2), torch.tensor([1])).item(), 4)
+        0.1733
     """
     logits = _float(logits)
-    if alpha is not None:
-        alpha = torch.as_tensor(alpha).to(logits)
+    weights = None if alpha is None else torch.as_tensor(alpha).to(logits)
     # (1 − p_t)^γ goes through log(1 − p_t), so that neither it nor its gradient overflows where
     # p_t rounds to 0 or 1.
     if targets.ndim == 1:
@@ -124,11 +203,12 @@ def focal(
         log_probabilities = logits.log_softmax(dim=1)
         log_p = log_probabilities.gather(1, index).squeeze(1)
         log_not_p = log_probabilities.scatter(1, index, -torch.inf).logsumexp(dim=1)
-        alpha_t = 1.0 if alpha is None else alpha[targets]
+        alpha_t = 1.0 if weights is None else weights[targets]
     else:
-        signed = torch.where(targets.bool(), logits, -logits)
+        positive = targets.bool()
+        signed = torch.where(positive, logits, -logits)
         log_p, log_not_p = F.logsigmoid(signed), F.logsigmoid(-signed)
-        alpha_t = 1.0 if alpha is None else torch.where(targets.bool(), alpha, 1 - alpha)
+        alpha_t = 1.0 if weights is None else torch.where(positive, weights, 1 - weights)
     return -(alpha_t * (gamma * log_not_p).exp() * log_p).mean()
 
 
@@ -140,13 +220,28 @@ def ldam(
     scale: float = 30.0,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Label-distribution-aware margin loss (Cao et al. 2019) for logits (N, C), targets (N,).
+    """Compute the label-distribution-aware margin loss (Cao et al. 2019).
 
-    The cross-entropy of s · (f_c − Δ_c [c = y]) with Δ_c = K / n_c^¼, K such that the largest
-    margin is `max_margin`, and s = `scale`. The paper's logits are cosines, from a normalised
-    linear layer. `weight` (C,) weighs the classes, as `drw_weights` gives them.
+    The cross-entropy of s · (f_c − Δ_c [c = y]) with Δ_c = K / n_c^¼, where K makes the largest
+    margin `max_margin`. The paper's logits are cosines, from a normalised linear layer.
 
-    Raises `InputError` naming a class without images.
+    Args:
+        logits: f, of shape (N, C).
+        targets: class indices y, of shape (N,).
+        class_counts: n, the training images of each of the C classes.
+        max_margin: the margin of the smallest class.
+        scale: s, the inverse temperature.
+        weight: None or class weights (C,), such as those of `drw_weights`.
+
+    Raises:
+        InputError: naming a class without images.
+
+    Example:
+        Against 16 images of class 0, the one image of class 1 gets the whole margin of ½, and the
+        loss is log(1 + √e):
+
+        >>> round(ldam(torch.zeros(1, 2), torch.tensor([1]), [16, 1], scale=1.0).item(), 4)
+        0.9741
     """
     logits = _float(logits)
     counts = _positive_counts(class_counts)
@@ -157,11 +252,25 @@ def ldam(
 
 
 def class_balanced_weights(class_counts: Sequence[int], beta: float) -> Tensor:
-    """Class weights (C,) by the effective number of samples (Cui et al. 2019), float32.
+    """Compute class weights by the effective number of samples (Cui et al. 2019).
 
     w_c ∝ (1 − β) / (1 − β^{n_c}), scaled to add up to C; β = 0 weighs all classes alike.
 
-    Raises `InputError` for β outside [0, 1) or naming a class without images.
+    Args:
+        class_counts: n, the training images of each of the C classes.
+        beta: β, in [0, 1).
+
+    Returns:
+        w, of shape (C,) and dtype float32.
+
+    Raises:
+        InputError: for β outside [0, 1), or naming a class without images.
+
+    Example:
+        Weights in the ratio 1 : ⅔ that add up to 2:
+
+        >>> class_balanced_weights([1, 2], beta=0.5)
+        tensor([1.2000, 0.8000])
     """
     return torch.tensor(_class_balanced(class_counts, beta), dtype=torch.float32)
 
@@ -174,17 +283,35 @@ def _class_balanced(class_counts: Sequence[int], beta: float) -> tuple[float, ..
 
 
 def drw_weights(
-    class_counts: Sequence[int], epoch: int, epochs: int, beta: float = _DRW_BETA
+    class_counts: Sequence[int], epoch: int, epochs: int, beta: float = EFFECTIVE_NUMBER_BETA
 ) -> Tensor:
-    """Class weights (C,) under deferred re-weighting (Cao et al. 2019).
+    """Compute the class weights of an epoch under deferred re-weighting (Cao et al. 2019).
 
-    Ones at first, `class_balanced_weights` in the last fifth of the `epochs`; `epoch` counts
-    from 0.
+    Ones at first, `class_balanced_weights` in the last fifth of the training.
+
+    Args:
+        class_counts: the training images of each of the C classes.
+        epoch: the current epoch, counted from 0.
+        epochs: the length of the training.
+        beta: β of the class-balanced weights, in [0, 1).
+
+    Returns:
+        Weights of shape (C,) and dtype float32.
+
+    Raises:
+        InputError: for β outside [0, 1), or naming a class without images.
+
+    Example:
+        >>> drw_weights([1, 2], epoch=7, epochs=10, beta=0.5)
+        tensor([1., 1.])
+        >>> drw_weights([1, 2], epoch=8, epochs=10, beta=0.5)
+        tensor([1.2000, 0.8000])
     """
-    return class_balanced_weights(class_counts, 0.0 if _deferred(epoch, epochs) else beta)
+    return class_balanced_weights(class_counts, 0.0 if _unweighted(epoch, epochs) else beta)
 
 
-def _deferred(epoch: int | Tensor, epochs: int) -> bool | Tensor:
+def _unweighted(epoch: int | Tensor, epochs: int) -> bool | Tensor:
+    """Tell whether deferred re-weighting has not yet set in."""
     return 5 * epoch < 4 * epochs
 
 
@@ -192,20 +319,126 @@ def class_balanced_sigmoid(
     logits: Tensor,
     targets: Tensor,
     class_counts: Sequence[int],
-    beta: float = 0.9999,
+    beta: float = EFFECTIVE_NUMBER_BETA,
 ) -> Tensor:
-    """Class-balanced sigmoid cross-entropy (Cui et al. 2019), BSGM; SGM with β = 0.
+    """Compute the class-balanced sigmoid cross-entropy (Cui et al. 2019), BSGM; SGM with β = 0.
 
-    ℓ = −w_y Σ_c log σ(±f_c), + for the true class and − for the others, meaned over the samples,
-    with w from `class_balanced_weights`. `targets` are (N,) indices or one-hot rows (N, C); in a
-    multi-hot row the weights of its classes add up.
+    ℓ = −w_y Σ_c log σ(±f_c), + for the true class and − for the others, with w from
+    `class_balanced_weights`; the mean is over the samples.
 
-    Raises `InputError` for β outside [0, 1) or naming a class without images.
+    Args:
+        logits: f, of shape (N, C).
+        targets: class indices y (N,), or rows (N, C), where the weights of a row's classes add up.
+        class_counts: the training images of each of the C classes.
+        beta: β of the class-balanced weights, in [0, 1).
+
+    Raises:
+        InputError: for β outside [0, 1), or naming a class without images.
+
+    Example:
+        Zero logits cost log 2 in each of 2 classes, and the weight of class 0 is 1.2:
+
+        >>> loss = class_balanced_sigmoid(torch.zeros(1, 2), torch.tensor([0]), [1, 2], beta=0.5)
+        >>> round(loss.item(), 4)
+        1.6636
     """
     logits = _float(logits)
     weights = constant(_class_balanced(class_counts, beta), logits)
     sample_weights = (_multi_hot(targets, logits) * weights).sum(dim=1)
     return (sample_weights * _sigmoid_cross_entropy(logits, targets)).mean()
+
+
+# The supervised losses by name
+
+Criterion = Callable[[Tensor, Tensor, "int | Tensor"], Tensor]
+"""A function (logits, targets, epoch) to a loss.
+
+Epochs count from 0. What a criterion needs besides its arguments is kept on their device, so that
+the step may be captured (`ssnas.runtime.cuda_graph`); the epoch may then be a tensor on it.
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The training data and settings from which a criterion is made; see `make_loss`."""
+
+    class_counts: Sequence[int]
+    num_images: int
+    multi_label: bool
+    gamma: float
+    tau: float
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A supervised loss that `make_loss` makes by name.
+
+    Attributes:
+        make: makes its criterion, whose logits are float32 or float64.
+        multi_label: whether it is defined where an image has several labels.
+        needs_counts: whether it reads the class counts.
+    """
+
+    make: Callable[[Settings], Criterion]
+    multi_label: bool = True
+    needs_counts: bool = False
+
+
+def _make_cross_entropy(settings: Settings) -> Criterion:
+    return lambda logits, targets, epoch: _cross_entropy(logits, targets)
+
+
+def _make_focal(settings: Settings) -> Criterion:
+    return lambda logits, targets, epoch: focal(logits, targets, settings.gamma)
+
+
+def _make_ldam_drw(settings: Settings) -> Criterion:
+    counts, epochs = settings.class_counts, settings.epochs
+    ones, balanced = (_class_balanced(counts, beta) for beta in (0.0, EFFECTIVE_NUMBER_BETA))
+
+    def ldam_drw(logits: Tensor, targets: Tensor, epoch: int | Tensor) -> Tensor:
+        unweighted = torch.as_tensor(_unweighted(epoch, epochs), device=logits.device)
+        weight = torch.where(unweighted, constant(ones, logits), constant(balanced, logits))
+        return ldam(logits, targets, counts, weight=weight)
+
+    return ldam_drw
+
+
+def _make_sigmoid(settings: Settings) -> Criterion:
+    return lambda logits, targets, epoch: _sigmoid_cross_entropy(logits, targets).mean()
+
+
+def _make_balanced_sigmoid(settings: Settings) -> Criterion:
+    counts = _positive_counts(settings.class_counts)
+    return lambda logits, targets, epoch: class_balanced_sigmoid(logits, targets, counts)
+
+
+def _logit_adjusted(make: Callable[[Settings], Criterion]) -> Callable[[Settings], Criterion]:
+    """Add logit adjustment to a loss."""
+
+    def make_adjusted(settings: Settings) -> Criterion:
+        criterion = make(settings)
+        counts, multi_label = settings.class_counts, settings.multi_label
+        total = settings.num_images if multi_label else sum(counts)
+        priors = _prior_logits([count / total for count in counts], multi_label)
+        shift = tuple((settings.tau * priors).tolist())
+        return lambda logits, targets, epoch: criterion(
+            logits + constant(shift, logits), targets, epoch
+        )
+
+    return make_adjusted
+
+
+LOSSES: dict[str, Loss] = {
+    "ce": Loss(_make_cross_entropy),
+    "ce+la": Loss(_logit_adjusted(_make_cross_entropy), needs_counts=True),
+    "focal": Loss(_make_focal),
+    "focal+la": Loss(_logit_adjusted(_make_focal), needs_counts=True),
+    "ldam-drw": Loss(_make_ldam_drw, multi_label=False, needs_counts=True),
+    "sigmoid": Loss(_make_sigmoid),
+    "balanced-sigmoid": Loss(_make_balanced_sigmoid, multi_label=False, needs_counts=True),
+}
 
 
 def make_loss(
@@ -217,61 +450,47 @@ def make_loss(
     gamma: float = 2.0,
     tau: float = 1.0,
     epochs: int = 1,
-) -> Callable[[Tensor, Tensor, int | Tensor], Tensor]:
-    """The supervised criterion `name`, one of `LOSSES`, as a function (logits, targets, epoch).
+) -> Criterion:
+    """Make the supervised criterion `name`, a function (logits, targets, epoch).
 
-    `class_counts` are the training images of each class, or each label's positives among
-    `num_images`; `ce`, `focal` and `sigmoid` without logit adjustment read neither. `gamma` is
-    focal's, `tau` that of logit adjustment (`+la`), and `epochs` the length of the training, which
-    `ldam-drw` re-weights in its last fifth. For multi-label data `ce` is the binary cross-entropy,
-    meaned over samples and labels; `sigmoid` adds up the labels.
+    For multi-label data `ce` is the binary cross-entropy, meaned over samples and labels, whereas
+    `sigmoid` adds up the labels of a sample.
 
-    What a criterion needs beside its arguments is kept on their device, so that the step may be
-    captured (`ssnas.runtime.cuda_graph`); the epoch, which counts from 0, may be a tensor on it.
+    Args:
+        name: a key of `LOSSES`; `+la` means with logit adjustment.
+        class_counts: the training images of each class, or each label's positives. The losses
+            `ce`, `focal` and `sigmoid` do not read them.
+        num_images: how many training images there are.
+        multi_label: whether an image may have several labels.
+        gamma: γ of the focal loss.
+        tau: τ of logit adjustment.
+        epochs: the length of the training; `ldam-drw` re-weights in its last fifth.
 
-    Raises `InputError` for an unknown name, for a loss that multi-label data does not define, for
-    missing counts, and for a class whose count leaves the loss undefined.
+    Raises:
+        InputError: for an unknown name, a loss that multi-label data does not define, missing
+            counts, or a class whose count leaves the loss undefined.
+
+    Example:
+        Logit adjustment makes equal logits predict the training frequencies 0.8 and 0.2, so the
+        rarer class costs −log 0.2:
+
+        >>> criterion = make_loss("ce+la", [8, 2], num_images=10)
+        >>> round(criterion(torch.zeros(1, 2), torch.tensor([1]), 0).item(), 4)
+        1.6094
     """
-    accepted = [loss for loss in LOSSES if not (multi_label and loss in _SINGLE_LABEL)]
+    accepted = [key for key, loss in LOSSES.items() if loss.multi_label or not multi_label]
     if name not in accepted:
         data = "multi-label" if multi_label else "single-label"
         raise InputError(f"loss: found {name!r}; accepted on {data} data: {', '.join(accepted)}")
-    if name not in _WITHOUT_COUNTS and not (class_counts and num_images):
+    loss = LOSSES[name]
+    if loss.needs_counts and not (class_counts and num_images):
+        without_counts = [key for key, loss in LOSSES.items() if not loss.needs_counts]
         raise InputError(
             f"class_counts: found {list(class_counts)} of {num_images} images; accepted with loss "
-            f"{name!r}: a count for each class; without counts {', '.join(_WITHOUT_COUNTS)}"
+            f"{name!r}: a count for each class; without counts {', '.join(without_counts)}"
         )
-    if name in _SINGLE_LABEL:
-        _positive_counts(class_counts)
-
-    def ldam_drw(logits: Tensor, targets: Tensor, epoch: int | Tensor) -> Tensor:
-        early, late = (
-            constant(_class_balanced(class_counts, beta), logits) for beta in (0.0, _DRW_BETA)
-        )
-        deferred = torch.as_tensor(_deferred(epoch, epochs), device=logits.device)
-        return ldam(logits, targets, class_counts, weight=torch.where(deferred, early, late))
-
-    criterion = {
-        "ce": lambda logits, targets, epoch: _cross_entropy(logits, targets),
-        "focal": lambda logits, targets, epoch: focal(logits, targets, gamma),
-        "ldam-drw": ldam_drw,
-        "sigmoid": lambda logits, targets, epoch: _sigmoid_cross_entropy(logits, targets).mean(),
-        "balanced-sigmoid": lambda logits, targets, epoch: class_balanced_sigmoid(
-            logits, targets, class_counts
-        ),
-    }[name.removesuffix("+la")]
-    if not name.endswith("+la"):
-        return lambda logits, targets, epoch: criterion(_float(logits), targets, epoch)
-
-    total = num_images if multi_label else sum(class_counts)
-    priors = _prior_logits([count / total for count in class_counts], multi_label)
-    shift = tuple((tau * priors).tolist())
-
-    def adjusted(logits: Tensor, targets: Tensor, epoch: int | Tensor) -> Tensor:
-        logits = _float(logits)
-        return criterion(logits + constant(shift, logits), targets, epoch)
-
-    return adjusted
+    criterion = loss.make(Settings(class_counts, num_images, multi_label, gamma, tau, epochs))
+    return lambda logits, targets, epoch: criterion(_float(logits), targets, epoch)
 
 
 def _float(x: Tensor) -> Tensor:
@@ -279,9 +498,9 @@ def _float(x: Tensor) -> Tensor:
 
 
 def _multi_hot(targets: Tensor, logits: Tensor) -> Tensor:
-    """`targets` as rows (N, C) like `logits`."""
+    """Bring `targets` into the shape (N, C), dtype and device of `logits`."""
     if targets.ndim == 1:
-        # `one_hot` looks at the values of its input.
+        # `one_hot` would make an accelerator wait: it looks at the values of its input.
         targets = targets.unsqueeze(1) == torch.arange(logits.shape[1], device=targets.device)
     return targets.to(logits)
 
@@ -293,23 +512,24 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _sigmoid_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sigmoid cross-entropy of each sample (N,), added up over the classes."""
+    """Compute each sample's sigmoid cross-entropy (N,), added up over the classes."""
     targets = _multi_hot(targets, logits)
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
 
 
 def _prior_logits(priors: Tensor | Sequence[float], multi_label: bool) -> Tensor:
-    """log π (C,), or log(π / (1 − π)) for multi-label data, in float64."""
-    priors = torch.as_tensor(priors, dtype=torch.float64)
-    defined = (priors > 0) & (priors < 1) if multi_label else priors > 0
+    """Compute log π (C,), or log(π / (1 − π)) for multi-label data, in float64."""
+    frequencies = torch.as_tensor(priors, dtype=torch.float64)
+    positive = frequencies > 0
+    defined = positive & (frequencies < 1) if multi_label else positive
     if not defined.all():
         index = int(defined.logical_not().nonzero()[0])
         accepted = "above 0 and below 1" if multi_label else "above 0"
         raise InputError(
             f"logit adjustment: class {index} has the training frequency "
-            f"{priors[index].item():g}; accepted: {accepted}"
+            f"{frequencies[index].item():g}; accepted: {accepted}"
         )
-    return priors.logit() if multi_label else priors.log()
+    return frequencies.logit() if multi_label else frequencies.log()
 
 
 def _positive_counts(class_counts: Sequence[int]) -> Sequence[int]:

@@ -1,28 +1,33 @@
-"""Figures for skewed data, and what a constant predictor gets on the same data.
+"""Figures for skewed data, and those of a constant predictor on the same data.
 
-Inputs are arrays or tensors; figures are plain floats. A mean over classes or labels leaves out
-those that the targets leave undefined, so no figure is NaN: a class without test images has no
-recall, and a class or label without both positives and negatives has no AUC. Where none has an
-AUC, as when the targets hold a single class, the dict lacks that figure.
+Inputs are arrays or tensors; figures are plain floats. A class without test images has no recall,
+and a class or label without both positives and negatives has no AUC: means leave these out, so
+that no figure is NaN. Where no class has an AUC, as when the targets hold a single class, the
+figure itself is left out.
+
+scikit-learn is imported by the functions that use it, so that training loads without it.
 """
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from sklearn.metrics import (
-    average_precision_score,
-    confusion_matrix,
-    f1_score,
-    roc_auc_score,
-)
 from torch import Tensor
 
 from ssnas.errors import InputError
 
 Array = ArrayLike | Tensor
+
+SHOT_GROUPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "many_shot": lambda counts: counts > 100,
+    "medium_shot": lambda counts: (counts >= 20) & (counts <= 100),
+    "few_shot": lambda counts: counts < 20,
+}
+"""Classes by their training images (Liu et al. 2019)."""
 
 _CALIBRATION_BINS = 15
 _KNN_CHUNK = 512
@@ -31,19 +36,38 @@ _KNN_CHUNK = 512
 def single_label(
     probabilities: Array, targets: Array, class_counts: Sequence[int] | None = None
 ) -> dict[str, float]:
-    """Figures of class probabilities (N, C) against class indices (N,), all in [0, 1].
+    """Compute the figures of class probabilities, all in [0, 1].
 
-    `accuracy`, `error_rate` (1 − accuracy; DVC takes a key named `error` for a failure),
-    `balanced_accuracy` (mean recall), `macro_f1`, `macro_auc` (one class against the rest) and
-    `expected_calibration_error`. With `class_counts`, the training images of each class, also
-    `longtail_accuracy`, that on test images as long-tailed as the training images
-    (Σ_c n_c recall_c / Σ_c n_c, the expectation over all such subsets of the test images; Yan
-    2024's second test set), and the mean recall of the classes with more than 100 images
-    (`many_shot`), 20 to 100 (`medium_shot`) and fewer than 20 (`few_shot`) (Liu et al. 2019), each
-    where the targets hold such classes.
+    - `accuracy`, and `error_rate`, its complement (DVC takes a key named `error` for a failure)
+    - `balanced_accuracy`: the mean recall of the classes
+    - `macro_f1`: the mean F1 of the classes
+    - `macro_auc`: the mean area under the ROC curve, each class against the rest
+    - `expected_calibration_error` (Guo et al. 2017)
 
-    Raises `InputError` for no images or probabilities that are not finite.
+    With `class_counts` also:
+
+    - `longtail_accuracy`: Σ_c n_c recall_c / Σ_c n_c, the accuracy expected on test images that
+      are as long-tailed as the training images n (the second test set of Yan 2024)
+    - `many_shot`, `medium_shot`, `few_shot`: the mean recall of the classes with more than 100,
+      20 to 100 and fewer than 20 training images (Liu et al. 2019), where the targets hold any
+
+    Args:
+        probabilities: (N, C).
+        targets: class indices (N,).
+        class_counts: n, the training images of each of the C classes.
+
+    Raises:
+        InputError: for no images, or for probabilities that are not finite.
+
+    Example:
+        Two of three images are right: both of class 0, none of class 1.
+
+        >>> figures = single_label([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]], [0, 0, 1])
+        >>> round(figures["accuracy"], 4), figures["balanced_accuracy"]
+        (0.6667, 0.5)
     """
+    from sklearn.metrics import f1_score
+
     probabilities, targets = _checked(probabilities, targets)
     recall = np.array(per_class_recall(probabilities, targets))
     predictions = probabilities.argmax(axis=1)
@@ -71,13 +95,27 @@ def single_label(
 
 
 def multi_label(probabilities: Array, targets: Array) -> dict[str, float]:
-    """Figures of label probabilities (N, L) against multi-hot targets (N, L), all in [0, 1].
+    """Compute the figures of label probabilities, all in [0, 1].
 
-    `binary_accuracy` (share of the N·L labels on the right side of ½), `macro_auc` and
-    `macro_average_precision`, both over the labels with positives and negatives.
+    - `binary_accuracy`: the share of the N·L labels on the right side of ½
+    - `macro_auc`: the mean area under the ROC curve of the labels
+    - `macro_average_precision`: the mean average precision of the labels
 
-    Raises `InputError` for no images or probabilities that are not finite.
+    The means are over the labels that have both positives and negatives.
+
+    Args:
+        probabilities: (N, L).
+        targets: multi-hot rows (N, L).
+
+    Raises:
+        InputError: for no images, or for probabilities that are not finite.
+
+    Example:
+        >>> multi_label([[0.9, 0.2], [0.4, 0.6]], [[1, 0], [0, 0]])["binary_accuracy"]
+        0.75
     """
+    from sklearn.metrics import average_precision_score
+
     probabilities, targets = _checked(probabilities, targets)
     precisions = [
         average_precision_score(target, probability) if _has_both(target) else np.nan
@@ -91,7 +129,22 @@ def multi_label(probabilities: Array, targets: Array) -> dict[str, float]:
 
 
 def per_class_recall(probabilities: Array, targets: Array) -> list[float]:
-    """Recall of each of the C classes; NaN for a class without test images."""
+    """Compute the recall of each class.
+
+    Args:
+        probabilities: (N, C).
+        targets: class indices (N,).
+
+    Returns:
+        C recalls in [0, 1]; NaN for a class without test images.
+
+    Raises:
+        InputError: for no images, or for probabilities that are not finite.
+
+    Example:
+        >>> per_class_recall([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], [0, 0, 1])
+        [0.5, 1.0]
+    """
     counts = confusion(probabilities, targets)
     images = counts.sum(axis=1)
     return [
@@ -101,8 +154,26 @@ def per_class_recall(probabilities: Array, targets: Array) -> list[float]:
 
 
 def per_label_auc(probabilities: Array, targets: Array) -> list[float]:
-    """Area under the ROC curve of each of the L labels, from (N, L) probabilities and multi-hot
-    targets; NaN for a label without both positives and negatives."""
+    """Compute the area under the ROC curve of each label.
+
+    Args:
+        probabilities: (N, L).
+        targets: multi-hot rows (N, L).
+
+    Returns:
+        L areas in [0, 1]; NaN for a label without both positives and negatives.
+
+    Raises:
+        InputError: for no images, or for probabilities that are not finite.
+
+    Example:
+        Of the four pairs of a positive and a negative, three are in order:
+
+        >>> per_label_auc([[0.9], [0.3], [0.4], [0.1]], [[1], [1], [0], [0]])
+        [0.75]
+    """
+    from sklearn.metrics import roc_auc_score
+
     probabilities, targets = _checked(probabilities, targets)
     return [
         float(roc_auc_score(target, probability)) if _has_both(target) else float("nan")
@@ -111,25 +182,60 @@ def per_label_auc(probabilities: Array, targets: Array) -> list[float]:
 
 
 def confusion(probabilities: Array, targets: Array) -> np.ndarray:
-    """Counts (C, C) of test images: row the actual class, column the predicted one.
+    """Count the test images of each actual class (row) that are given each class (column).
 
-    For multi-hot targets (N, L): images that have the row's label and are given the column's.
+    For multi-hot targets: the images that have the row's label and are given the column's.
+
+    Args:
+        probabilities: (N, C).
+        targets: class indices (N,) or multi-hot rows (N, L) with L = C.
+
+    Returns:
+        Integers (C, C).
+
+    Raises:
+        InputError: for no images, or for probabilities that are not finite.
+
+    Example:
+        >>> confusion([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], [0, 0, 1]).tolist()
+        [[1, 1], [0, 1]]
     """
+    from sklearn.metrics import confusion_matrix
+
     probabilities, targets = _checked(probabilities, targets)
     if targets.ndim == 2:
-        return targets.astype(int).T @ (probabilities > 0.5).astype(int)
-    classes = np.arange(probabilities.shape[1])
-    return confusion_matrix(targets, probabilities.argmax(axis=1), labels=classes)
+        counts: np.ndarray = targets.astype(int).T @ (probabilities > 0.5).astype(int)
+    else:
+        classes = np.arange(probabilities.shape[1])
+        counts = confusion_matrix(targets, probabilities.argmax(axis=1), labels=classes)
+    return counts
 
 
 def constant_predictor(
     train_labels_or_priors: Array, targets: Array, multi_label: bool
 ) -> dict[str, float]:
-    """Figures of the predictor that gives every test image the training frequencies.
+    """Compute the figures of a predictor that gives every image the training frequencies.
 
-    The first argument is the training labels (integers, (N,) indices or (N, L) multi-hot) or the
-    frequencies themselves (floats, (C,)); the keys are those of `single_label` or `multi_label`.
     On single-label data it always predicts the most frequent class.
+
+    Args:
+        train_labels_or_priors: the training labels, integers (N,) or multi-hot rows (N, L), or
+            the frequencies themselves, floats (C,).
+        targets: those of the test images, class indices (M,) or multi-hot rows (M, L).
+        multi_label: whether an image may have several labels.
+
+    Returns:
+        The figures of `single_label` or `multi_label`.
+
+    Raises:
+        InputError: for no test images.
+
+    Example:
+        Class 0 is the more frequent one in training, and two of three test images belong to it:
+
+        >>> figures = constant_predictor([0, 0, 0, 1], [0, 0, 1], multi_label=False)
+        >>> round(figures["accuracy"], 4), figures["balanced_accuracy"]
+        (0.6667, 0.5)
     """
     priors, targets = _numpy(train_labels_or_priors), _numpy(targets)
     if priors.ndim == 2:
@@ -146,10 +252,25 @@ def knn_accuracy(
     test_labels: Tensor,
     k: int = 20,
 ) -> float:
-    """Accuracy of a majority vote among the k training features of greatest cosine similarity.
+    """Compute the accuracy of a majority vote among the nearest training features.
 
-    Features are (N, D), labels (N,) class indices, all on one device. Ties go to the lower class
-    index; with fewer than k training features all of them vote.
+    The neighbours are the `k` training features of greatest cosine similarity. Ties go to the
+    lower class index.
+
+    Args:
+        train_features: (N, D).
+        train_labels: class indices (N,), on the device of the features, as all others.
+        test_features: (M, D).
+        test_labels: class indices (M,).
+        k: how many neighbours vote; with fewer training features all of them do.
+
+    Returns:
+        The accuracy in [0, 1].
+
+    Example:
+        >>> train, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+        >>> knn_accuracy(train, labels, torch.tensor([[2.0, 1.0], [3.0, 1.0]]), labels, k=1)
+        0.5
     """
     train = F.normalize(train_features.float(), dim=1)
     test = F.normalize(test_features.float(), dim=1)
@@ -163,9 +284,14 @@ def knn_accuracy(
 
 
 def mean_std(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean (`key`) and sample standard deviation (`key_std`, n − 1) of each figure over runs.
+    """Compute the mean (`key`) and standard deviation (`key_std`) of each figure over runs.
 
-    Only figures that every run has. A single run has a deviation of 0.
+    The deviation is the sample's (n − 1), and 0 for a single run. Figures that a run lacks are
+    left out.
+
+    Example:
+        >>> mean_std([{"accuracy": 1.0}, {"accuracy": 3.0}, {"accuracy": 5.0}])
+        {'accuracy': 3.0, 'accuracy_std': 2.0}
     """
     summary = {}
     for key in figures[0]:
@@ -197,16 +323,19 @@ def _checked(probabilities: Array, targets: Array) -> tuple[np.ndarray, np.ndarr
 
 
 def _has_both(target: np.ndarray) -> bool:
-    return target.min() != target.max()
+    return bool(target.min() != target.max())
 
 
-def _mean_defined(key: str, values: Sequence[float]) -> dict[str, float]:
+def _mean_defined(key: str, values: Iterable[float]) -> dict[str, float]:
     defined = [value for value in values if not np.isnan(value)]
     return {key: float(np.mean(defined))} if defined else {}
 
 
 def _expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray) -> float:
-    """Σ_b |B_b| / N · |accuracy(B_b) − confidence(B_b)| over equal-width bins (Guo et al. 2017)."""
+    """Compute Σ_b |B_b| / N · |accuracy(B_b) − confidence(B_b)| over bins of equal width.
+
+    B_b are the images whose greatest probability falls into bin b (Guo et al. 2017).
+    """
     confidence = probabilities.max(axis=1).astype(np.float64)
     gap = (probabilities.argmax(axis=1) == targets) - confidence
     inner_edges = np.linspace(0, 1, _CALIBRATION_BINS + 1)[1:-1]
@@ -215,12 +344,7 @@ def _expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray) 
 
 
 def _shot_accuracies(recall: np.ndarray, class_counts: np.ndarray) -> dict[str, float]:
-    groups = {
-        "many_shot": class_counts > 100,
-        "medium_shot": (class_counts >= 20) & (class_counts <= 100),
-        "few_shot": class_counts < 20,
-    }
-    shots = {}
-    for key, members in groups.items():
-        shots |= _mean_defined(key, recall[members])
-    return shots
+    accuracies: dict[str, float] = {}
+    for key, belongs in SHOT_GROUPS.items():
+        accuracies |= _mean_defined(key, recall[belongs(class_counts)])
+    return accuracies

@@ -1,7 +1,7 @@
-"""Every source of images, as one in-memory type, and its splits.
+"""Images of every source as one type in memory, and their splits.
 
 `load` reads a source, `split` makes its long-tailed splits, `write` and `read` keep them in one
-`.npz` that holds no code, `folds` cuts a data set for cross-validation.
+`.npz` that holds no code, and `folds` cuts a data set for cross-validation.
 """
 
 from ssnas.data.sources import load

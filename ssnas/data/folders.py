@@ -1,10 +1,10 @@
-"""Single images: sizes, modes, and folders of them."""
+"""Image files: their sizes and modes, and folders of them."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -16,15 +16,35 @@ from ssnas.data.longtail import is_integer
 from ssnas.data.types import SPLITS, Dataset
 from ssnas.errors import InputError
 
-CHANNELS = ("keep", "grey", "rgb")
-BAD_IMAGES = ("error", "skip")
+CHANNELS: dict[str, int | None] = {"keep": None, "grey": 1, "rgb": 3}
+"""The channels that images are converted to; None keeps the images' own."""
+
+
+def _refuse(path: Path, reason: InputError) -> None:
+    raise InputError(f"{path}: {reason}")
+
+
+def _skip(path: Path, reason: InputError) -> None:
+    """Leave the image out."""
+
+
+BAD_IMAGES: dict[str, Callable[[Path, InputError], None]] = {"error": _refuse, "skip": _skip}
+"""What to do with an unreadable image; those that are left out are recorded."""
+
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+GREY_MODES = ("1", "L", "LA", "La")
 READ_AHEAD = 256
 THREADS = 4
 
 
 class Options(NamedTuple):
-    """How images are read: side in pixels (None: as they are), channels, what to do if bad."""
+    """How to read images.
+
+    Attributes:
+        size: the side of the square images in pixels; None keeps their size.
+        channels: a key of `CHANNELS`.
+        bad_images: a key of `BAD_IMAGES`.
+    """
 
     size: int | None = None
     channels: str = "keep"
@@ -32,7 +52,13 @@ class Options(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """What an image folder held: its splits, a checksum, and the images that were skipped."""
+    """The content of an image folder.
+
+    Attributes:
+        splits: the data sets by split, None for a val or test that is not there.
+        sha256: a checksum of the names and contents of all image files.
+        skipped: the unreadable images that were left out, relative to the folder.
+    """
 
     splits: dict[str, Dataset | None]
     sha256: str
@@ -46,7 +72,11 @@ class _File(NamedTuple):
 
 
 def check_options(options: Options) -> None:
-    """Raise InputError naming `size`, `channels` or `bad_images`."""
+    """Check the options.
+
+    Raises:
+        InputError: naming `size`, `channels` or `bad_images`.
+    """
     if options.size is not None and not is_integer(options.size, 1):
         raise InputError(
             f"size: found {options.size!r}; accepted: null or pixels, an integer from 1 up"
@@ -60,11 +90,17 @@ def check_options(options: Options) -> None:
 
 
 def convert(dataset: Dataset, options: Options) -> Dataset:
-    """The same images at the size and with the channels asked for."""
+    """Bring the images of a data set to the size and channels that the options ask for.
+
+    Example:
+        >>> data = Dataset(np.zeros((2, 8, 8, 1), np.uint8), np.arange(2), ("cat", "dog"))
+        >>> convert(data, Options(size=4, channels="rgb")).images.shape
+        (2, 4, 4, 3)
+    """
     *sides, depth = dataset.images.shape[1:]
-    wanted_sides = sides if options.size is None else [options.size, options.size]
-    wanted_depth = {"keep": depth, "grey": 1, "rgb": 3}[options.channels]
-    if (sides, depth) == (wanted_sides, wanted_depth):
+    target_sides = sides if options.size is None else [options.size, options.size]
+    target_depth = CHANNELS[options.channels] or depth
+    if (sides, depth) == (target_sides, target_depth):
         return dataset
     images = np.stack(
         [
@@ -76,23 +112,33 @@ def convert(dataset: Dataset, options: Options) -> Dataset:
 
 
 def pixels(image: Image.Image, options: Options) -> np.ndarray:
-    """uint8 (H, W, C) of an image of any mode; C is 3 for colour, unless `channels` says so.
+    """Convert an image of any mode to an array.
 
-    With a size the shorter side is resized to it (bicubic, antialiased) and the centre cut out.
+    With a size, the shorter side is resized to it (bicubic, antialiased) and the centre cut out.
     16-bit grey is scaled over its full range, 65535 to 255; transparency is dropped.
+
+    Returns:
+        uint8 (H, W, C), C as `options.channels` says, or else 1 for grey and 3 for colour.
+
+    Raises:
+        InputError: for pixels of a range that is not known.
+
+    Example:
+        >>> pixels(Image.new("RGB", (12, 8)), Options(size=6)).shape
+        (6, 6, 3)
+        >>> pixels(Image.new("L", (12, 8)), Options()).shape
+        (8, 12, 1)
     """
     if image.mode.startswith("I"):
         image = _eight_bits(image)
     if image.mode == "F":
         raise InputError("found 32-bit floating-point pixels; accepted: 8-bit or 16-bit integers")
-    grey = options.channels == "grey" or (
-        options.channels == "keep" and image.mode in ("1", "L", "LA", "La")
-    )
-    image = image.convert("L" if grey else "RGB")
+    depth = CHANNELS[options.channels] or (1 if image.mode in GREY_MODES else 3)
+    image = image.convert("L" if depth == 1 else "RGB")
     if options.size is not None and image.size != (options.size, options.size):
         image = ImageOps.fit(image, (options.size, options.size), Image.Resampling.BICUBIC)
     array = np.array(image)
-    return array[..., None] if grey else array
+    return array[..., None] if depth == 1 else array
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -103,24 +149,27 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def read_folder(folder: Path, options: Options) -> Folder:
-    """One sub-folder per class, or train, val (optional) and test (optional) folders of those.
+    """Read a folder of one sub-folder a class, or of train, val and test folders of those.
 
-    Images may have any size and mode; files without an image's extension and hidden ones are
-    ignored. All images come out in one size and with one number of channels: colour if any is.
+    val and test are optional. Images may have any size and mode; files without an image's
+    extension and hidden ones are ignored. All images come out in one size and with one number of
+    channels: in colour, if any image is.
 
-    Raises InputError naming the file or folder: a class without images, fewer than two classes,
-    classes that differ between splits, an unreadable image (`bad_images` "error"), images of
-    different sizes without a `size`.
+    Raises:
+        InputError: naming the file or folder, for a class without images, fewer than two classes,
+            classes that differ between splits, an unreadable image (unless `bad_images` is
+            `skip`), or images of different sizes where no `size` is set.
     """
     files, class_names = _list_files(folder)
     digest = hashlib.sha256()
-    kept, arrays, skipped = [], [], []
+    kept: list[_File] = []
+    arrays: list[np.ndarray] = []
+    skipped: list[str] = []
     for file, content_hash, result in _read_all(files, options):
         name = file.path.relative_to(folder).as_posix()
         digest.update(f"{name}\0{content_hash}\n".encode())
         if isinstance(result, InputError):
-            if options.bad_images == "error":
-                raise InputError(f"{file.path}: {result}")
+            BAD_IMAGES[options.bad_images](file.path, result)
             skipped.append(name)
             continue
         if arrays and result.shape[:2] != arrays[0].shape[:2]:
@@ -143,9 +192,9 @@ def _sides(array: np.ndarray) -> str:
 def _read_all(
     files: list[_File], options: Options
 ) -> Iterator[tuple[_File, str, np.ndarray | InputError]]:
-    """Each file with its checksum and its pixels, or the reason why it has none."""
+    """Yield each file with its checksum and its pixels, or the reason why it has none."""
     with ThreadPoolExecutor(THREADS) as pool:
-        # Batches bound what is read in vain when an image early on stops the whole reading.
+        # In batches, so that little is read in vain if an early image stops the reading.
         for start in range(0, len(files), READ_AHEAD):
             batch = files[start : start + READ_AHEAD]
             results = pool.map(lambda file: _read_one(file.path, options), batch)
@@ -155,6 +204,7 @@ def _read_all(
 
 def _read_one(path: Path, options: Options) -> tuple[str, np.ndarray | InputError]:
     content = b""
+    result: np.ndarray | InputError
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
@@ -170,7 +220,7 @@ def _read_one(path: Path, options: Options) -> tuple[str, np.ndarray | InputErro
 
 
 def _list_files(folder: Path) -> tuple[list[_File], tuple[str, ...]]:
-    """Every image file in a fixed order, and the class names."""
+    """List every image file in a fixed order, and the class names."""
     parts = {"train": folder}
     if (folder / "train").is_dir() and _sub_folders(folder / "train"):
         parts = {part.name: part for part in _sub_folders(folder)}
@@ -187,10 +237,10 @@ def _list_files(folder: Path) -> tuple[list[_File], tuple[str, ...]]:
         )
     files = []
     for split, part in parts.items():
-        found = tuple(sub.name for sub in _sub_folders(part))
-        if found != class_names:
+        names = tuple(sub.name for sub in _sub_folders(part))
+        if names != class_names:
             raise InputError(
-                f"{part}: found classes {', '.join(found) or 'none'}; "
+                f"{part}: found classes {', '.join(names) or 'none'}; "
                 f"accepted: those of train, {', '.join(class_names)}"
             )
         for label, name in enumerate(class_names):

@@ -1,4 +1,7 @@
-"""Class-count profiles of long-tailed data, and the seeded sub-sampling that realises them."""
+"""Class-count profiles of long-tailed data, and the seeded sub-sampling that follows them.
+
+To add a profile, write its formula here and give it a line in `FORMULAS`.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +13,62 @@ import numpy as np
 
 from ssnas.errors import InputError
 
-FORMULAS = {
-    "exponential": lambda c, classes, mu: mu ** (c / (classes - 1)),
-    "power": lambda c, classes, mu: mu ** ((c + 1) / (classes - 1)),
-    "step": lambda c, classes, mu: 1.0 if c < classes - classes // 2 else mu,
-    "balanced": lambda c, classes, mu: 1.0,
-}
+
+def exponential(c: int, classes: int, mu: float) -> float:
+    """Geometric decline: n_c / n = μ^(c / (C − 1)) (Cao et al. 2019, LDAM; Yan 2024)."""
+    return float(mu ** (c / (classes - 1)))
+
+
+def power(c: int, classes: int, mu: float) -> float:
+    """Power of a base: n_c / n = β^(c + 1), β = μ^(1 / (C − 1)) (Timofeev et al. 2021).
+
+    Its largest class already loses a factor β.
+    """
+    return float(mu ** ((c + 1) / (classes - 1)))
+
+
+def step(c: int, classes: int, mu: float) -> float:
+    """Two levels: n_c / n = μ for the last ⌊C / 2⌋ classes, 1 for the others (Yan 2024).
+
+    For an odd C the middle class stays whole.
+    """
+    return 1.0 if c < classes - classes // 2 else mu
+
+
+def balanced(c: int, classes: int, mu: float) -> float:
+    """Full classes: n_c / n = 1, whatever the imbalance."""
+    return 1.0
+
+
+FORMULAS = {"exponential": exponential, "power": power, "step": step, "balanced": balanced}
+"""The share of a full class that class c of C keeps, for an imbalance factor ρ = 1 / μ."""
+
 PROFILES = ("natural", *FORMULAS)
+"""`natural` keeps a data set as it is, and so has no formula."""
 
 
 def class_counts(n: int, num_classes: int, profile: str, imbalance: float) -> list[int]:
-    """Images that each class keeps under a profile, largest class first.
+    """Compute how many images each class keeps, largest class first.
 
-    With n the images of a full class, C classes, rho = `imbalance` and mu = 1 / rho:
+    n_c = ⌊n · share of class c⌋, with the share by `FORMULAS`.
 
-    - `exponential`: n_c = floor(n mu^(c / (C - 1)))  (Cao et al. 2019, "Learning Imbalanced
-      Datasets with Label-Distribution-Aware Margin Loss"; Yan 2024)
-    - `power`: n_c = floor(beta^(c + 1) n), beta = rho^(-1 / (C - 1))  (Timofeev et al. 2021);
-      its largest class already loses a factor beta
-    - `step`: the last floor(C / 2) classes keep floor(mu n), the others n  (Yan 2024); for an
-      odd C the middle class stays whole
-    - `balanced`: n for every class, whatever the imbalance
+    Args:
+        n: the images of a full class, at least 1.
+        num_classes: C, at least 2.
+        profile: a key of `FORMULAS`.
+        imbalance: ρ, the largest class over the smallest, at least 1.
 
-    Returns C counts. `natural` keeps a data set as it is, so it has no formula and is refused.
-    Raises InputError naming `n`, `num_classes`, `profile` or `imbalance`.
+    Returns:
+        C counts.
+
+    Raises:
+        InputError: naming `n`, `num_classes`, `profile` (`natural` has no counts) or `imbalance`.
+
+    Example:
+        >>> class_counts(100, 3, "exponential", imbalance=4)
+        [100, 50, 25]
+        >>> class_counts(100, 4, "step", imbalance=10)
+        [100, 100, 10, 10]
     """
     if not is_integer(n, 1):
         raise InputError(f"n: found {n!r}; accepted: an integer of at least 1")
@@ -56,13 +91,28 @@ def subsample(
     rng: np.random.Generator,
     class_names: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Indices, sorted, of `counts[c]` images drawn without replacement from every class c.
+    """Draw `counts[c]` images of every class c without replacement.
 
-    `labels` are (N,) class indices. Equal generators draw nested sets: what a smaller count
-    keeps, a larger one keeps too, so profiles of one seed can be compared.
+    Generators of equal state draw nested sets: a larger count keeps what a smaller one keeps, so
+    that profiles of one seed can be compared.
 
-    Raises InputError naming the class (by `class_names` where given) that is asked for no image
-    or for more than it has.
+    Args:
+        labels: class indices (N,).
+        counts: a number of images for each class.
+        rng: what the images are drawn from.
+        class_names: how messages name the classes; None for their numbers.
+
+    Returns:
+        Sorted indices into `labels`.
+
+    Raises:
+        InputError: naming a class of which no image is asked for, or more than it has.
+
+    Example:
+        >>> labels = np.array([0, 0, 0, 1, 1])
+        >>> chosen = subsample(labels, [2, 1], np.random.default_rng(0))
+        >>> labels[chosen].tolist()
+        [0, 0, 1]
     """
     labels = np.asarray(labels)
     if labels.ndim != 1:
@@ -90,5 +140,12 @@ def subsample(
 
 
 def is_integer(value: object, lowest: int) -> bool:
-    """Whether value is an integer (True and False are none) and at least `lowest`."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= lowest
+    """Tell whether `value` is an integer of at least `lowest`; True and False are none.
+
+    Example:
+        >>> is_integer(3, lowest=1), is_integer(3.0, lowest=1), is_integer(True, lowest=1)
+        (True, False, False)
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return False
+    return int(value) >= lowest

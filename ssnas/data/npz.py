@@ -1,4 +1,4 @@
-"""Data sets in `.npz` files: the layout of MedMNIST, without pickles."""
+"""Data sets in `.npz` files, in the layout of MedMNIST and without pickles."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ LAYOUT = "an .npz with train_images, train_labels and optionally val_* and test_
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of an .npz. Raises InputError naming the file, and the key of a pickle."""
+    """Read every array of an .npz, without running code that it may hold.
+
+    Raises:
+        InputError: naming the file if it is missing or damaged, and the key of a pickle.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file; accepted: {LAYOUT}")
     key = None
     arrays = {}
     try:
         with zipfile.ZipFile(path):
-            pass  # np.load would take a broken zip for a pickle, and say so
+            pass  # np.load would take a broken zip for a pickle
         with np.load(path, allow_pickle=False) as file:
             for key in file.files:
                 arrays[key] = np.asarray(file[key])
@@ -45,13 +49,28 @@ def published_splits(
     class_names: Sequence[str] | None = None,
     multi_label: bool = False,
 ) -> dict[str, Dataset | None]:
-    """The train, val and test of arrays in MedMNIST's layout; None for an absent val or test.
+    """Make data sets of the arrays of a file in MedMNIST's layout.
 
-    Images are uint8 (N, H, W) or (N, H, W, C); labels are integers (N,), (N, 1), or 0/1 (N, L).
-    More than one column of labels means multi-label, as does `multi_label`. Without
-    `class_names` the file's own array of that name serves, or else numbers.
+    Args:
+        path: the file, as messages name it.
+        arrays: `<split>_images`, uint8 (N, H, W) or (N, H, W, C), and `<split>_labels`, integers
+            (N,) or (N, 1), or multi-hot rows (N, L), for the splits train, val and test.
+        class_names: one name for each class or label; if None, the names in the array
+            `class_names`, or else numbers.
+        multi_label: whether an image may have several labels; more than one column of labels
+            implies it.
 
-    Raises InputError naming the file, the key, what was found and what is accepted.
+    Returns:
+        The data sets by split, None for an absent val or test.
+
+    Raises:
+        InputError: naming the file, the key, the value and what is accepted.
+
+    Example:
+        >>> arrays = {"train_images": np.zeros((2, 8, 8), np.uint8), "train_labels": np.arange(2)}
+        >>> splits = published_splits(Path("toy.npz"), arrays)
+        >>> splits["train"].images.shape, splits["train"].class_names, splits["test"]
+        ((2, 8, 8, 1), ('0', '1'), None)
     """
     pairs = {split: _pair(path, arrays, split) for split in SPLITS}
     present = {split: pair for split, pair in pairs.items() if pair is not None}
@@ -75,7 +94,7 @@ def published_splits(
 def _pair(
     path: Path, arrays: dict[str, np.ndarray], split: str
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Images (N, H, W, C) and labels (N, L) of one split."""
+    """Pick the images (N, H, W, C) and labels (N, L) of one split; None if it has neither."""
     keys = (f"{split}_images", f"{split}_labels")
     missing = [key for key in keys if key not in arrays]
     if len(missing) == 2:
@@ -93,15 +112,15 @@ def _pair(
     return images, labels[:, None] if labels.ndim == 1 else labels
 
 
-def _check_alike(key: str, found: np.ndarray, wanted: np.ndarray) -> None:
-    if found.shape[1:] != wanted.shape[1:]:
+def _check_alike(key: str, array: np.ndarray, train: np.ndarray) -> None:
+    if array.shape[1:] != train.shape[1:]:
         raise InputError(
-            f"{key}: found {found.shape[1:]} each; accepted: {wanted.shape[1:]}, as in train"
+            f"{key}: found {array.shape[1:]} each; accepted: {train.shape[1:]}, as in train"
         )
 
 
 def _numbered(path: Path, labels: np.ndarray, multi_label: bool) -> list[str]:
-    """Numbers as names, one for each class or label."""
+    """Name each class or label by its number."""
     classes = labels.shape[1] if multi_label else int(labels.max()) + 1
     if classes > labels.size:
         raise InputError(

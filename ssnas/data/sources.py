@@ -1,13 +1,16 @@
-"""Where images come from: bundled, downloaded, or the user's own."""
+"""Sources of images: bundled with a package, downloaded, or the user's files.
+
+To add a source, write its reader here and give it a line in `READERS`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,10 +19,6 @@ from ssnas.data.npz import published_splits, read_arrays
 from ssnas.data.types import Dataset, Source
 from ssnas.errors import InputError
 
-ACCEPTED = (
-    "digits, faces, cifar10, medmnist:<flag>, covid19-xray, a path to an .npz, a path to an image "
-    "folder"
-)
 CIFAR10_CLASSES = (
     "airplane",
     "automobile",
@@ -40,14 +39,37 @@ MEDMNIST_SIZES = (28, 64, 128, 224)
 LATERAL = ("chestmnist", "pneumoniamnist", "organ")
 
 
-class _Found(NamedTuple):
-    """What a reader hands over; load completes it to a Source."""
+class RawSource(NamedTuple):
+    """A source as its reader leaves it, before `load` converts the images.
 
-    splits: dict[str, Dataset | None]
+    Attributes:
+        splits: the data sets by split; a val or test that is not published is None or absent.
+        flip: whether a mirrored image is still a plausible one.
+        origin: the file, folder, function or address that the images come from.
+        sha256: a checksum of the file, of a folder's files, or of the arrays.
+        notes: what else belongs in the provenance.
+    """
+
+    splits: Mapping[str, Dataset | None]
     flip: bool
     origin: str
     sha256: str
-    notes: dict
+    notes: Mapping[str, Any]
+
+
+class Reader(NamedTuple):
+    """An entry of `READERS`.
+
+    Attributes:
+        read: reads the source; its arguments are the name, the folder of downloaded data and the
+            options.
+        help: describes the images to a user.
+        matches: whether a name is of this kind of source; None if the key is the only name.
+    """
+
+    read: Callable[[str, Path, Options], RawSource]
+    help: str
+    matches: Callable[[str], bool] | None = None
 
 
 def load(
@@ -60,65 +82,69 @@ def load(
 ) -> Source:
     """Read a source of images.
 
-    name: one of
-    - `digits`: 1,797 grey 8 x 8 digits (scikit-learn), no published test set
-    - `faces`: 100 faces and 100 non-faces, grey 25 x 25 (scikit-image), no published test set
-    - `cifar10`: `cifar10.npz` in `raw` (arrays train_images, train_labels, test_images,
-      test_labels, optionally the string provenance), or else the published archive, fetched
-    - `medmnist:<flag>`: any 2-D MedMNIST set, from `<flag>.npz` or `<flag>_<size>.npz` in `raw`,
-      fetched if it is not there; read from the smallest published size that `size` fits in
-    - `covid19-xray`: the folders Covid-19 and No_findings in `raw`/covid19-xray (Ozturk et al.
-      2020, "Automated detection of COVID-19 cases using deep neural networks with X-ray images")
-    - a path to an `.npz` in MedMNIST's layout, optionally with class_names, flip, provenance
-    - a path to an image folder: a sub-folder per class, or train, val, test folders of those
-    raw: the folder of downloaded data.
-    size: side of the square images in pixels, or None to keep theirs; the shorter side is
-        resized to it (antialiased) and the centre cut out.
-    channels: `keep`, `grey` or `rgb`.
-    bad_images: `error`, or `skip` to leave unreadable files of a folder out, and record them.
-    flip: whether horizontal flips are allowed, or None for what is known of the source.
-
     The provenance records source, origin, sha256 (of the file, of the files of a folder, or of
-    the arrays), original_counts per split, image_size (H, W, C), classes, skipped, and any note.
-    By themselves, sources allow horizontal flips but for digits and for images of the body's
-    inside, where left and right differ; an .npz may say so itself by a boolean array `flip`.
+    the arrays), original_counts of each split, image_size (H, W, C), classes, skipped (the bad
+    images), and any note.
 
-    Raises InputError naming the key, file or class, what was found and what is accepted.
+    Args:
+        name: a source among `READERS`, which `describe_sources` lists.
+        raw: the folder of downloaded data.
+        size: the side of the square images in pixels, or None to keep their size; the shorter
+            side is resized to it (antialiased) and the centre cut out.
+        channels: `keep`, `grey` or `rgb`.
+        bad_images: `error`, or `skip` to leave unreadable files of a folder out.
+        flip: whether horizontal flips are allowed; None for what is known of the source. Sources
+            allow them but for digits and for images of the body's inside, where left and right
+            differ; an .npz may say so itself by a boolean array `flip`.
+
+    Raises:
+        InputError: naming the key, file or class, the value and what is accepted.
+
+    Example:
+        >>> digits = load("digits", Path("data/raw"), size=16)
+        >>> digits.train.images.shape, digits.test, digits.flip
+        ((1797, 16, 16, 1), None, False)
     """
     options = Options(size, channels, bad_images)
     check_options(options)
-    found = _reader(name)(name, Path(raw), options)
+    source = _reader(name).read(name, Path(raw), options)
     splits = {
-        split: convert(data, options) for split, data in found.splits.items() if data is not None
+        split: convert(data, options) for split, data in source.splits.items() if data is not None
     }
     train = splits["train"]
     provenance = {
         "source": name,
-        "origin": found.origin,
-        "sha256": found.sha256,
+        "origin": source.origin,
+        "sha256": source.sha256,
         "original_counts": {split: data.counts for split, data in splits.items()},
         "classes": list(train.class_names),
         "image_size": list(train.images.shape[1:]),
         "skipped": {"count": 0, "names": []},
-        **found.notes,
+        **source.notes,
     }
-    flip = found.flip if flip is None else flip
+    flip = source.flip if flip is None else flip
     return Source(train, splits.get("val"), splits.get("test"), provenance, flip)
 
 
-def _reader(name: str) -> Callable[[str, Path, Options], _Found]:
-    if name in READERS:
-        return READERS[name]
-    if name.startswith("medmnist:"):
-        return _medmnist
-    if name.endswith(".npz"):
-        return _npz
-    if Path(name).is_dir():
-        return _folder
-    raise InputError(f"name: found {name!r}, which is no folder either; accepted: {ACCEPTED}")
+def describe_sources() -> str:
+    """List the sources that `load` accepts, one a line, each with its description.
+
+    Example:
+        >>> print(describe_sources().splitlines()[0])
+        digits: 1,797 grey 8 x 8 digits (scikit-learn), no published test set
+    """
+    return "\n".join(f"{name}: {reader.help}" for name, reader in READERS.items())
 
 
-def _digits(name: str, raw: Path, options: Options) -> _Found:
+def _reader(name: str) -> Reader:
+    for key, reader in READERS.items():
+        if name == key if reader.matches is None else reader.matches(name):
+            return reader
+    accepted = ", ".join(READERS)
+    raise InputError(f"name: found {name!r}, which is no folder either; accepted: {accepted}")
+
+
+def _digits(name: str, raw: Path, options: Options) -> RawSource:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -128,7 +154,7 @@ def _digits(name: str, raw: Path, options: Options) -> _Found:
     return _arrays({"train": dataset}, flip=False, origin="sklearn.datasets.load_digits")
 
 
-def _faces(name: str, raw: Path, options: Options) -> _Found:
+def _faces(name: str, raw: Path, options: Options) -> RawSource:
     from skimage.data import lfw_subset
 
     images = np.round(lfw_subset() * 255).astype(np.uint8)[..., None]
@@ -137,7 +163,7 @@ def _faces(name: str, raw: Path, options: Options) -> _Found:
     return _arrays({"train": dataset}, flip=True, origin="skimage.data.lfw_subset")
 
 
-def _cifar10(name: str, raw: Path, options: Options) -> _Found:
+def _cifar10(name: str, raw: Path, options: Options) -> RawSource:
     path = raw / "cifar10.npz"
     if path.is_file():
         return _file(path, flip=True, class_names=CIFAR10_CLASSES)
@@ -155,7 +181,7 @@ def _cifar10(name: str, raw: Path, options: Options) -> _Found:
     return _arrays(splits, flip=True, origin=CIFAR10.url)
 
 
-def _medmnist(name: str, raw: Path, options: Options) -> _Found:
+def _medmnist(name: str, raw: Path, options: Options) -> RawSource:
     flag = name.removeprefix("medmnist:")
     info = _medmnist_info(flag)
     size = next((s for s in MEDMNIST_SIZES if s >= (options.size or 0)), None)
@@ -166,32 +192,32 @@ def _medmnist(name: str, raw: Path, options: Options) -> _Found:
     path = raw / (f"{flag}.npz" if size == 28 else f"{flag}_{size}.npz")
     if not path.is_file():
         _fetch_medmnist(path, info, size)
-    found = _file(
-        path,
-        flip=not flag.startswith(LATERAL),
-        class_names=info and tuple(info["label"].values()),
-        multi_label=bool(info) and "multi-label" in info["task"],
-    )
-    images = sum(len(data) for data in found.splits.values() if data is not None)
-    published = sum(info["n_samples"].values()) if info else images
-    if images != published:
-        found.notes["note"] = f"a sample of {images:,} images of the published {published:,}"
-    return found
+    flip = not flag.startswith(LATERAL)
+    if info is None:
+        return _file(path, flip)
+    source = _file(path, flip, tuple(info["label"].values()), "multi-label" in info["task"])
+    images = sum(len(data) for data in source.splits.values() if data is not None)
+    published = sum(info["n_samples"].values())
+    if images == published:
+        return source
+    note = f"a sample of {images:,} images of the published {published:,}"
+    return source._replace(notes={**source.notes, "note": note})
 
 
-def _medmnist_info(flag: str) -> dict | None:
-    """What the medmnist package knows of a 2-D set; None without the package."""
+def _medmnist_info(flag: str) -> dict[str, Any] | None:
+    """Look a 2-D set up in the medmnist package; None without the package."""
     try:
         from medmnist import INFO
     except ImportError:
         return None
-    flags = [known for known in INFO if not known.endswith("3d")]
+    published: dict[str, dict[str, Any]] = INFO
+    flags = [other for other in published if not other.endswith("3d")]
     if flag not in flags:
         raise InputError(f"name: found 'medmnist:{flag}'; accepted flags: {', '.join(flags)}")
-    return INFO[flag]
+    return published[flag]
 
 
-def _fetch_medmnist(path: Path, info: dict | None, size: int) -> None:
+def _fetch_medmnist(path: Path, info: dict[str, Any] | None, size: int) -> None:
     if info is None:
         raise InputError(
             f"{path}: not found; accepted: the file, or the package medmnist to fetch it"
@@ -204,7 +230,7 @@ def _fetch_medmnist(path: Path, info: dict | None, size: int) -> None:
         published(split="train", root=str(path.parent), download=True, size=size)
 
 
-def _covid19(name: str, raw: Path, options: Options) -> _Found:
+def _covid19(name: str, raw: Path, options: Options) -> RawSource:
     folder = raw / name
     missing = [part for part in COVID19_CLASSES if not (folder / part).is_dir()]
     if missing:
@@ -215,14 +241,14 @@ def _covid19(name: str, raw: Path, options: Options) -> _Found:
     return _folder(str(folder), raw, options)._replace(flip=False)
 
 
-def _npz(name: str, raw: Path, options: Options) -> _Found:
+def _npz(name: str, raw: Path, options: Options) -> RawSource:
     return _file(Path(name), flip=True)
 
 
-def _folder(name: str, raw: Path, options: Options) -> _Found:
+def _folder(name: str, raw: Path, options: Options) -> RawSource:
     folder = read_folder(Path(name), options)
     skipped = {"count": len(folder.skipped), "names": folder.skipped}
-    return _Found(folder.splits, True, name, folder.sha256, {"skipped": skipped})
+    return RawSource(folder.splits, True, name, folder.sha256, {"skipped": skipped})
 
 
 def _file(
@@ -230,21 +256,21 @@ def _file(
     flip: bool,
     class_names: tuple[str, ...] | None = None,
     multi_label: bool = False,
-) -> _Found:
-    """An .npz in MedMNIST's layout, which may say its own provenance and flip."""
+) -> RawSource:
+    """Read an .npz in MedMNIST's layout, which may say its own provenance and flip."""
     arrays = read_arrays(path)
     splits = published_splits(path, arrays, class_names, multi_label)
     notes = {"provenance": str(arrays["provenance"])} if "provenance" in arrays else {}
     flip = bool(arrays["flip"].all()) if "flip" in arrays else flip
-    return _Found(splits, flip, str(path), _file_sha256(path), notes)
+    return RawSource(splits, flip, str(path), _file_sha256(path), notes)
 
 
-def _arrays(splits: dict[str, Dataset], flip: bool, origin: str) -> _Found:
+def _arrays(splits: dict[str, Dataset], flip: bool, origin: str) -> RawSource:
     digest = hashlib.sha256()
     for data in splits.values():
         digest.update(data.images.tobytes())
         digest.update(data.labels.tobytes())
-    return _Found(splits, flip, origin, digest.hexdigest(), {})
+    return RawSource(splits, flip, origin, digest.hexdigest(), {})
 
 
 def _file_sha256(path: Path) -> str:
@@ -257,7 +283,7 @@ def _file_sha256(path: Path) -> str:
 
 @contextmanager
 def _downloading(instead: str) -> Iterator[None]:
-    """Turn what failing downloads raise into an InputError that says which file to put where."""
+    """Turn the errors of a failed download into one that says which file to put where."""
     try:
         yield
     except (OSError, HTTPException, RuntimeError) as error:
@@ -266,9 +292,38 @@ def _downloading(instead: str) -> Iterator[None]:
         raise InputError(f"download: failed ({reason}); put by hand: {instead}") from None
 
 
-READERS = {
-    "digits": _digits,
-    "faces": _faces,
-    "cifar10": _cifar10,
-    "covid19-xray": _covid19,
+READERS: dict[str, Reader] = {
+    "digits": Reader(_digits, "1,797 grey 8 x 8 digits (scikit-learn), no published test set"),
+    "faces": Reader(
+        _faces,
+        "100 faces and 100 non-faces, grey 25 x 25 (scikit-image), no published test set",
+    ),
+    "cifar10": Reader(
+        _cifar10,
+        "cifar10.npz among the downloaded data (arrays train_images, train_labels, test_images, "
+        "test_labels, optionally the string provenance), or else the published archive, fetched",
+    ),
+    "medmnist:<flag>": Reader(
+        _medmnist,
+        "any 2-D MedMNIST set, from <flag>.npz or <flag>_<size>.npz among the downloaded data, "
+        "fetched if it is not there; read from the smallest published size that the size fits in",
+        lambda name: name.startswith("medmnist:"),
+    ),
+    "covid19-xray": Reader(
+        _covid19,
+        "the folders Covid-19 and No_findings in covid19-xray among the downloaded data (Ozturk "
+        "et al. 2020, Automated detection of COVID-19 cases using deep neural networks with X-ray "
+        "images)",
+    ),
+    "a path to an .npz": Reader(
+        _npz,
+        "arrays in MedMNIST's layout, optionally with class_names, flip and provenance",
+        lambda name: name.endswith(".npz"),
+    ),
+    "a path to an image folder": Reader(
+        _folder,
+        "a sub-folder a class, or train, val and test folders of those",
+        lambda name: Path(name).is_dir(),
+    ),
 }
+"""The sources by name, or by how their names look; the first that matches reads a name."""

@@ -1,4 +1,4 @@
-"""Training, validation and test images: held out, made long-tailed, and kept in one file."""
+"""Splits of a source: held out, made long-tailed, and kept in one file."""
 
 from __future__ import annotations
 
@@ -25,27 +25,50 @@ def split(
     seed: int,
     max_images: int | None = None,
 ) -> Splits:
-    """Training, validation and test images of a source, the first two long-tailed.
+    """Split a source into training, validation and test images, the first two long-tailed.
 
-    In this order, all drawn from one generator of `seed`:
-    1. test: as published and untouched, or else `test_fraction` of the training images. It is
-       drawn first, so it is the same one for every profile.
-    2. The remaining training images follow `profile` and `imbalance`
-       (`ssnas.data.longtail.class_counts`), where the full class is the smallest one
-       that the source has, and at most `largest_class` images. `natural` keeps them as they are.
-    3. At most `max_images` of them stay, drawn at random, and of published validation images.
-    4. val: as published, or else `val_fraction` of these.
+    The steps draw from one generator, in this order:
 
-    Held-out images are stratified by class, at least one of every class. Those of multi-label
-    data are drawn at random without strata: a class-count profile has no meaning there, and only
-    `natural` is accepted.
+    1. The test images are the published ones, untouched, or else `test_fraction` of the training
+       images. They come first, so that every profile is tested on the same images.
+    2. The remaining training images follow the profile (`ssnas.data.longtail.class_counts`). A
+       full class has as many images as the smallest class, and at most `largest_class`.
+    3. At most `max_images` of them stay, drawn at random; the same holds for published validation
+       images.
+    4. The validation images are the published ones, or else `val_fraction` of what is left.
+
+    Held-out images are stratified by class, with at least one of every class. Multi-label images
+    are held out at random: they have no single class, so only `natural` is accepted for them.
 
     The provenance adds profile, imbalance (None where it plays no part), largest_class,
-    max_images, the fractions (None likewise), seed, counts_before (the training images per class
-    before the profile), and per split counts and images.
+    max_images, the fractions (None likewise), seed, counts_before (the training images of each
+    class before the profile), and the counts and images of each split.
 
-    Raises InputError naming `profile`, `imbalance`, `largest_class`, `val_fraction`,
-    `test_fraction` or `seed`, or the class that is too small to split.
+    Args:
+        source: the images.
+        profile: one of `ssnas.data.longtail.PROFILES`; `natural` keeps every image.
+        imbalance: ρ, the largest class over the smallest, at least 1.
+        largest_class: the most images of a full class, or None.
+        val_fraction: in (0, 0.5].
+        test_fraction: in (0, 0.5].
+        seed: of the generator, at least 0.
+        max_images: the most training images, or None.
+
+    Raises:
+        InputError: naming `profile`, `imbalance`, `largest_class`, `val_fraction`,
+            `test_fraction` or `seed`, or the class that is too small to split.
+
+    Example:
+        A fifth of each class is test images, a tenth of the long-tailed rest validation images:
+
+        >>> images, labels = np.zeros((200, 8, 8, 1), np.uint8), np.arange(200) % 2
+        >>> source = Source(Dataset(images, labels, ("cat", "dog")), None, None, {}, True)
+        >>> splits = split(
+        ...     source, profile="exponential", imbalance=4, largest_class=None,
+        ...     val_fraction=0.1, test_fraction=0.2, seed=0,
+        ... )
+        >>> splits.train.counts, splits.val.counts, splits.test.counts
+        ([72, 18], [8, 2], [20, 20])
     """
     _check_profile(source, profile, largest_class)
     _check_numbers(val_fraction, test_fraction, seed)
@@ -80,28 +103,44 @@ def split(
 
 
 def folds(dataset: Dataset, k: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """k pairs of sorted (training, test) indices; the test parts are a partition of the data.
+    """Cut a data set into k folds for cross-validation.
 
-    Stratified: each class's images, and all images, spread over the test parts with a
-    difference of at most one. Multi-label data are dealt out at random.
+    The folds are stratified: their numbers of images, and those of each class, differ by at most
+    one. Multi-label images are dealt out at random.
 
-    Raises InputError naming `k`, or the class with fewer than k images.
+    Args:
+        dataset: the images.
+        k: the number of folds, at least 2.
+        seed: of the drawing, at least 0.
+
+    Returns:
+        For each fold the sorted indices of its training and of its test images; each image is a
+        test image of one fold.
+
+    Raises:
+        InputError: naming `k`, `seed`, or the class with fewer than k images.
+
+    Example:
+        >>> data = Dataset(np.zeros((6, 8, 8, 1), np.uint8), np.arange(6) % 2, ("cat", "dog"))
+        >>> [data.take(test).counts for _, test in folds(data, 3, seed=0)]
+        [[1, 1], [1, 1], [1, 1]]
     """
     _check_seed(seed)
     if not is_integer(k, 2):
         raise InputError(f"k: found {k!r}; accepted: an integer from 2 up")
     rng = np.random.default_rng(seed)
     if dataset.multi_label:
-        sizes, order = {"all images": len(dataset)}, rng.permutation(len(dataset))
+        sizes = {"all images": len(dataset)}
+        order = rng.permutation(len(dataset))
     else:
         sizes = dict(zip(dataset.class_names, dataset.counts, strict=True))
         order = np.concatenate(
             [rng.permutation(np.flatnonzero(dataset.labels == c)) for c in range(len(sizes))]
         )
-    smallest = min(sizes, key=sizes.get)
-    if k > sizes[smallest]:
+    smallest, size = min(sizes.items(), key=lambda item: item[1])
+    if k > size:
         raise InputError(
-            f"k: found {k} folds for class {smallest!r} of {sizes[smallest]} images; accepted: "
+            f"k: found {k} folds for class {smallest!r} of {size} images; accepted: "
             "2 to the smallest class"
         )
     fold = np.empty(len(dataset), dtype=np.int64)
@@ -110,7 +149,7 @@ def folds(dataset: Dataset, k: int, seed: int) -> list[tuple[np.ndarray, np.ndar
 
 
 def write(splits: Splits, path: Path) -> None:
-    """Write splits to one compressed .npz, in MedMNIST's layout, that holds no pickles.
+    """Write splits to one compressed .npz in MedMNIST's layout, without pickles.
 
     Equal splits give equal bytes. The file appears whole or not at all.
     """
@@ -137,18 +176,33 @@ def write(splits: Splits, path: Path) -> None:
 
 
 def read(path: Path) -> Splits:
-    """Read what `write` wrote. Raises InputError naming the file if it is anything else."""
+    """Read splits that `write` wrote.
+
+    Raises:
+        InputError: naming the file, if it is missing, damaged or not one of splits.
+
+    Example:
+        >>> read(Path("data/nowhere/splits.npz"))
+        Traceback (most recent call last):
+        ssnas.errors.InputError: data/nowhere/splits.npz: not found; `dvc repro` makes it
+    """
     path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: not found; `dvc repro` makes it")
     arrays = read_arrays(path)
-    wanted = [f"{split}_images" for split in SPLITS] + ["class_names", "flip", "provenance"]
-    missing = [key for key in wanted if key not in arrays]
+    keys = [f"{split}_images" for split in SPLITS] + ["class_names", "flip", "provenance"]
+    missing = [key for key in keys if key not in arrays]
     if missing:
         raise InputError(
             f"{path}: {', '.join(missing)}: not found; accepted: a file of splits, as "
             "make-longtail writes it"
         )
     multi_label = arrays["train_labels"].ndim > 1 if "train_labels" in arrays else False
-    parts = published_splits(path, arrays, multi_label=multi_label)
+    parts = {
+        split: dataset
+        for split, dataset in published_splits(path, arrays, multi_label=multi_label).items()
+        if dataset is not None
+    }
     try:
         provenance = json.loads(str(arrays["provenance"]))
     except json.JSONDecodeError:
@@ -165,7 +219,11 @@ def _at_most(dataset: Dataset, limit: int | None, rng: np.random.Generator) -> D
 def _hold_out(
     dataset: Dataset, fraction: float, rng: np.random.Generator, purpose: str
 ) -> tuple[Dataset, Dataset]:
-    """The rest, and the held-out images; both keep at least one image of every class."""
+    """Hold a fraction of the images out; both sides keep at least one image of every class.
+
+    Returns:
+        The rest, and the held-out images.
+    """
     if dataset.multi_label:
         groups = {"all images": np.arange(len(dataset))}
     else:

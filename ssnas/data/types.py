@@ -1,8 +1,10 @@
-"""The types that every other module receives."""
+"""Data sets in memory: labelled images, a source as published, and splits to train on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +17,19 @@ SPLITS = ("train", "val", "test")
 class Dataset:
     """Labelled images in memory.
 
-    images: uint8 (N, H, W, C), C in {1, 3}.
-    labels: int64 (N,) class indices, or uint8 (N, L) multi-hot.
-    class_names: one name per class or label.
+    Attributes:
+        images: uint8 (N, H, W, C), C in {1, 3}.
+        labels: class indices, int64 (N,), or multi-hot rows, uint8 (N, L).
+        class_names: one name for each class or label.
 
-    Raises InputError where shapes, types or label values disagree with that.
+    Raises:
+        InputError: where shapes, types or label values disagree with that.
+
+    Example:
+        >>> images = np.zeros((3, 8, 8, 1), np.uint8)
+        >>> data = Dataset(images, np.array([0, 1, 1]), ("cat", "dog"))
+        >>> len(data), data.num_classes, data.counts, data.multi_label
+        (3, 2, [1, 2], False)
     """
 
     images: np.ndarray
@@ -33,15 +43,15 @@ class Dataset:
                 f"labels: found {len(self.labels)} for {len(self.images)} images; accepted: "
                 "one each"
             )
-        found = f"labels: found {self.labels.dtype} {self.labels.shape}"
+        mismatch = f"labels: found {self.labels.dtype} {self.labels.shape}"
         classes = len(self.class_names)
         if self.multi_label:
             if self.labels.dtype != np.uint8 or self.labels.shape[1:] != (classes,):
-                raise InputError(f"{found}; accepted: uint8 (N, {classes}) multi-hot")
+                raise InputError(f"{mismatch}; accepted: uint8 (N, {classes}) multi-hot")
             if self.labels.size and self.labels.max() > 1:
                 raise InputError(f"labels: found {self.labels.max()}; accepted: 0 and 1")
         elif self.labels.dtype != np.int64:
-            raise InputError(f"{found}; accepted: int64 (N,)")
+            raise InputError(f"{mismatch}; accepted: int64 (N,)")
         elif self.labels.size and not 0 <= self.labels.min() <= self.labels.max() < classes:
             raise InputError(
                 f"labels: found values from {self.labels.min()} to {self.labels.max()}; "
@@ -53,51 +63,64 @@ class Dataset:
 
     @property
     def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
         return self.labels.ndim > 1
 
     @property
     def num_classes(self) -> int:
+        """The number of classes or labels."""
         return len(self.class_names)
 
     @property
     def counts(self) -> list[int]:
-        """Images per class; positive images per label where there are many labels."""
+        """The images of each class, or the positive images of each label."""
         if self.multi_label:
-            return self.labels.sum(axis=0, dtype=np.int64).tolist()
-        return np.bincount(self.labels, minlength=self.num_classes).tolist()
+            counts = self.labels.sum(axis=0, dtype=np.int64)
+        else:
+            counts = np.bincount(self.labels, minlength=self.num_classes)
+        return [int(count) for count in counts]
 
     def take(self, indices: np.ndarray) -> Dataset:
-        """The images at `indices`, in that order."""
+        """Keep the images at `indices`, in that order."""
         return Dataset(self.images[indices], self.labels[indices], self.class_names)
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A data set as published: None where it publishes no such split.
+    """A data set as published.
 
-    provenance is JSON-able; flip says whether a mirrored image is still a plausible one.
+    Attributes:
+        train: the training images.
+        val: the validation images, or None where no such split is published.
+        test: the test images, or None likewise.
+        provenance: the origin and the treatment of the images, fit for JSON.
+        flip: whether a mirrored image is still a plausible one.
     """
 
     train: Dataset
     val: Dataset | None
     test: Dataset | None
-    provenance: dict
+    provenance: Mapping[str, Any]
     flip: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Disjoint splits, ready to train on. provenance is JSON-able."""
+    """Disjoint splits, ready to train on; `provenance` and `flip` as in `Source`."""
 
     train: Dataset
     val: Dataset
     test: Dataset
-    provenance: dict
+    provenance: Mapping[str, Any]
     flip: bool
 
 
 def check_images(images: np.ndarray, name: str) -> None:
-    """Raise InputError naming `name` unless `images` are uint8 (N, H, W, C) with C in {1, 3}."""
+    """Check that images are uint8 (N, H, W, C) with C in {1, 3}.
+
+    Raises:
+        InputError: naming `name`, if they are not.
+    """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise InputError(
             f"{name}: found {images.dtype} {images.shape}; accepted: uint8 (N, H, W, C), C 1 or 3"

@@ -1,4 +1,4 @@
-"""Random views of images, drawn per sample in whole batches on the images' own device."""
+"""Random views of images: one drawing a sample, in whole batches on the images' device."""
 
 from __future__ import annotations
 
@@ -13,16 +13,30 @@ from ssnas.config.schema import Views
 from ssnas.runtime.device import constant
 
 LUMA = (0.299, 0.587, 0.114)
+"""The weights of red, green and blue in a grey value (ITU-R 601)."""
+
 ASPECT_RATIO = 4 / 3
+"""The widest crop, width over height; the narrowest is its inverse."""
+
 CROSS = ((0, -1, 1), (1, 0, -1), (-1, 1, 0))
 """The matrix of the cross product with (1, 1, 1)."""
 
 
 @dataclass(frozen=True)
 class Normalise:
-    """uint8 images (N, H, W, C) to float images (N, C, H, W) of zero mean, unit variance.
+    """Map uint8 images (N, H, W, C) to float ones (N, C, H, W) of zero mean and unit variance.
 
-    The statistics are the training images', per channel.
+    Attributes:
+        mean: of each of the C channels over the training images, in [0, 1].
+        std: their standard deviation likewise.
+
+    Example:
+        >>> images = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
+        >>> normalise = Normalise.of(images)
+        >>> normalise
+        Normalise(mean=(0.5,), std=(0.5,))
+        >>> normalise(torch.from_numpy(images)).flatten()
+        tensor([-1.,  1.])
     """
 
     mean: tuple[float, ...]
@@ -30,7 +44,7 @@ class Normalise:
 
     @classmethod
     def of(cls, images: np.ndarray) -> Normalise:
-        """The statistics of uint8 images (N, H, W, C); constant channels keep their scale."""
+        """Take the statistics of uint8 images (N, H, W, C); constant channels are not scaled."""
         pixels = images.reshape(-1, images.shape[-1])
         mean, std = pixels.mean(axis=0) / 255, pixels.std(axis=0) / 255
         return cls(tuple(map(float, mean)), tuple(float(s) if s > 0 else 1.0 for s in std))
@@ -39,25 +53,39 @@ class Normalise:
         return self.standardise(unit(images))
 
     def standardise(self, x: Tensor) -> Tensor:
-        """Float images (N, C, H, W) in [0, 1], standardised."""
+        """Standardise float images (N, C, H, W) in [0, 1]."""
         mean, std = (constant(values, x).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (x - mean) / std
 
 
 def unit(images: Tensor) -> Tensor:
-    """uint8 (N, H, W, C) to float (N, C, H, W) in [0, 1]."""
+    """Map uint8 images (N, H, W, C) to float ones (N, C, H, W) in [0, 1].
+
+    Example:
+        >>> unit(torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 2, 1))
+        tensor([[[[0., 1.]]]])
+    """
     return images.permute(0, 3, 1, 2).float() / 255
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int, flip: bool) -> Tensor:
-    """The light augmentation of supervised training, on the uint8 images themselves.
-
-    Each image is shifted by up to `padding` pixels in both directions, zeros entering at the
-    border, and mirrored left to right with probability ½ if `flip`.
+    """Shift and mirror each image at random, the light augmentation of supervised training.
 
     Args:
         images: uint8 (N, H, W, C).
         generator: of the images' device.
+        padding: the largest shift in either direction, in pixels; zeros enter at the border.
+        flip: whether to mirror each image left to right with probability ½.
+
+    Returns:
+        uint8 (N, H, W, C).
+
+    Example:
+        >>> images = torch.full((1, 3, 3, 1), 7, dtype=torch.uint8)
+        >>> crop_and_flip(images, torch.Generator().manual_seed(0), 1, flip=True).shape
+        torch.Size([1, 3, 3, 1])
+        >>> crop_and_flip(images, torch.Generator(), padding=0, flip=False).equal(images)
+        True
     """
     n, height, width, _ = images.shape
     shifts = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator, device=images.device)
@@ -72,19 +100,26 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int, flip
 
 
 def views(images: Tensor, generator: torch.Generator, settings: Views, flip: bool) -> Tensor:
-    """One random view of each image, for the self-supervised objectives (Chen et al. 2020).
+    """Draw one random view of each image for the self-supervised objectives (Chen et al. 2020).
 
-    Random resized crop, mirroring if `flip`, colour jitter (brightness, contrast, saturation, hue,
-    in this order) and conversion to grey; saturation, hue and grey apply to colour images alone.
-    There is no blur, as customary for images of 32 pixels.
+    A view is a random resized crop, mirrored at random, with colour jitter (brightness, contrast,
+    saturation, hue, in this order) and conversion to grey, each with a probability. Saturation,
+    hue and grey apply to colour images alone. There is no blur, as is customary for images of 32
+    pixels.
 
     Args:
         images: uint8 (N, H, W, C).
         generator: of the images' device.
         settings: strengths and probabilities.
+        flip: whether to mirror each view left to right with probability ½.
 
     Returns:
         Float (N, C, H, W) in [0, 1].
+
+    Example:
+        >>> images = torch.full((2, 8, 8, 3), 128, dtype=torch.uint8)
+        >>> views(images, torch.Generator().manual_seed(0), Views(), flip=True).shape
+        torch.Size([2, 3, 8, 8])
     """
     x = _resized_crop(unit(images), generator, settings.min_area, flip)
     jittered = _jitter(x, generator, settings)
@@ -95,7 +130,7 @@ def views(images: Tensor, generator: torch.Generator, settings: Views, flip: boo
 
 
 def _uniform(x: Tensor, generator: torch.Generator, low: float, high: float) -> Tensor:
-    """One number a sample, (N, 1, 1, 1)."""
+    """Draw one number a sample, (N, 1, 1, 1)."""
     sample = torch.rand((len(x), 1, 1, 1), generator=generator, device=x.device)
     return low + (high - low) * sample
 
@@ -105,9 +140,10 @@ def _chance(x: Tensor, generator: torch.Generator, probability: float) -> Tensor
 
 
 def _resized_crop(x: Tensor, generator: torch.Generator, min_area: float, flip: bool) -> Tensor:
-    """A box of [min_area, 1] of the area and an aspect ratio within [3/4, 4/3], resized back.
+    """Cut a box out of each image and resize it to the image's size.
 
-    The box lies inside the image; one that is too wide or high is cut to the image's size.
+    The box has a share in [min_area, 1] of the area and an aspect ratio in [3/4, 4/3]. It lies
+    inside the image; one that is too wide or high is cut to the image's size.
     """
     area = _uniform(x, generator, min_area, 1)
     bound = math.log(ASPECT_RATIO)
@@ -141,17 +177,17 @@ def _jitter(x: Tensor, generator: torch.Generator, settings: Views) -> Tensor:
 
 
 def _grey(x: Tensor) -> Tensor:
-    """Luma, (N, 1, H, W); grey images as they are."""
+    """Reduce images to their luma, (N, 1, H, W); grey images stay as they are."""
     if x.shape[1] == 1:
         return x
     return (x * constant(LUMA, x).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
 
 
 def _rotate_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Rotation about the grey axis by `turns` (N, 1, 1, 1) of a full circle.
+    """Rotate colours about the grey axis by `turns` (N, 1, 1, 1), in full circles.
 
-    Rodrigues' formula with the axis (1, 1, 1)/√3: one matrix a sample, in place of a conversion
-    to HSV and back.
+    Rodrigues' formula with the axis (1, 1, 1)/√3 gives one matrix a sample, which saves the
+    conversion to HSV and back.
     """
     angle = 2 * math.pi * turns.view(-1, 1, 1)
     identity = torch.eye(3, device=x.device)
