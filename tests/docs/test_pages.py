@@ -25,7 +25,7 @@ PAGES = [
 ]
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-YOURS = "data/raw/mine"
+YOURS = "data/raw/"
 
 
 def prose(page):
