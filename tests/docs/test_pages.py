@@ -97,12 +97,15 @@ def test_included_pages_exist(page):
 
 
 @pytest.mark.slow
-def test_the_site_builds_without_a_warning(tmp_path):
+def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     pytest.importorskip("mkdocs")
     command = ["mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    html = [page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")]
+    fetched = re.compile(r'<(?:script|img|link)[^>]*(?:src|href)="?(?:https?:)?//')
+    assert html and not any(map(fetched.search, html))
 
 
 # Paths and commands
