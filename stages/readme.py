@@ -1,4 +1,4 @@
-"""Bring the results block of README.md up to date with metrics/tables."""
+"""Bring the results block of docs/results.md up to date with metrics/tables."""
 
 import argparse
 import sys
@@ -10,18 +10,18 @@ from ssnas.report.papers.records import Records
 from stages.cli import guarded
 from stages.tables import FOLDER
 
-README = Path("README.md")
+PAGE = Path("docs/results.md")
 
 
 def readme(check: bool) -> None:
     records = Records.read()
     content = results(read_tables(TABLES, records), records.scales, FOLDER)
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     updated = replace_block(text, content)
     if not check:
-        README.write_text(updated, encoding="utf-8")
+        PAGE.write_text(updated, encoding="utf-8")
     elif text != updated:
-        sys.exit(f"{README}: the results are not up to date; run `python -m stages.readme`")
+        sys.exit(f"{PAGE}: the results are not up to date; run `python -m stages.readme`")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 The defaults are the papers'. Where another module's table says what a key accepts, the key names
 that table (`module:name`), so that a loss, an operation or a data set is added in one place.
+
+The text below a key is its meaning, in docs/parameters.md too. "Published:" starts the papers'
+values: T21's, unless another paper is named, and "open" where T21 is silent.
 """
 
 from __future__ import annotations
@@ -34,16 +37,33 @@ class Data:
     """Images and how they become a long-tailed split (see `ssnas.data.split`)."""
 
     dataset: str = "digits"
+    """Source of the images: a name, a folder or an `.npz` file. Published: CIFAR-10, ChestMNIST."""
     size: int | None = _key(None, low=8)
+    """Side of the square images in pixels; null keeps the source's. Published: 28 (ChestMNIST), 28
+    and 224 (X-rays)."""
     channels: str = _key("keep", choices="ssnas.data.folders:CHANNELS")
+    """Keep the images' colours, or convert all to grey or to colour."""
     profile: str = _key("exponential", choices="ssnas.data.longtail:PROFILES")
+    """Profile: how many images each class keeps; `natural` keeps them all. Published: `power` in
+    the text, `exponential` in the quoted baselines."""
     imbalance: float = _key(10.0, low=1.0)
+    """Imbalance factor ρ: the largest class over the smallest. Published: 10 (CIFAR-10-LT)."""
     largest_class: int | None = _key(None, low=1)
+    """Most images of the largest class; null: as many as the source's smallest class has. `natural`
+    ignores it. Published: 5000, all."""
     max_images: int | None = _key(None, low=2)
+    """Most training images, and most validation images of the source, drawn at random after the
+    profile; null: all."""
     val_fraction: float = _key(0.1, above=0.0, high=0.5)
+    """Share of the training images held out for validation, if the source has none. Published:
+    open."""
     test_fraction: float = _key(0.2, above=0.0, high=0.5)
+    """Share of the images held out for the test, if the source has none."""
     bad_images: str = _key("error", choices="ssnas.data.folders:BAD_IMAGES")
+    """Action on an unreadable file: end the run, or skip the file and list it."""
     flip: bool | None = None
+    """Mirror images left to right in views and crops; null: as the source says. Published: true
+    (CIFAR-10)."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +71,21 @@ class Views:
     """Random views of the self-supervised objectives (see `ssnas.data.views.views`)."""
 
     min_area: float = _key(0.2, above=0.0, high=1.0)
+    """Smallest random crop, as a share of the area. Published: open."""
     brightness: float = _key(0.4, low=0.0, high=1.0)
+    """Strength of the jitter: a factor in 1 ± value. Published: 0.4 (Barlow Twins)."""
     contrast: float = _key(0.4, low=0.0, high=1.0)
+    """Strength of the jitter: a factor in 1 ± value. Published: 0.4 (Barlow Twins)."""
     saturation: float = _key(0.2, low=0.0, high=1.0)
+    """Strength of the jitter: a factor in 1 ± value; colour images only. Published: 0.2 (Barlow
+    Twins)."""
     hue: float = _key(0.1, low=0.0, high=0.5)
+    """Largest turn of the hue, as a share of the circle; colour images only. Published: 0.1
+    (Barlow Twins)."""
     jitter_probability: float = _key(0.8, low=0.0, high=1.0)
+    """Probability of any jitter. Published: 0.8 (Barlow Twins)."""
     grey_probability: float = _key(0.2, low=0.0, high=1.0)
+    """Probability of turning a colour image grey. Published: 0.2 (Barlow Twins)."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +97,33 @@ class Sgd:
     """
 
     epochs: int = _key(100, low=0)
+    """Passes over the images that drive ω; a search of 0 gives a random genotype. Published: 100;
+    Y24 40."""
     batch_size: int = _key(32, low=2)
+    """Images a step; in a search for each of α and ω, under `bilateral` for each sampler.
+    Published: 32; Y24 64; H24 128."""
     learning_rate: float = _key(0.025, above=0.0)
+    """Learning rate of SGD, annealed along a cosine. Published: 0.025; H24 0.02."""
     min_learning_rate: float = _key(0.0, low=0.0)
+    """Learning rate at the end of the annealing. Published: open; Y24 0.001."""
     momentum: float = _key(0.9, low=0.0, high=1.0)
+    """Momentum of SGD. Published: 0.9."""
     weight_decay: float = _key(3e-4, low=0.0)
+    """Decay of all weights ω. Published: 3e-4."""
     gradient_clip: float = _key(5.0, above=0.0)
+    """Largest norm of the gradient. Published: 5 (DARTS)."""
     crop_padding: float = _key(0.125, low=0.0, high=0.5)
+    """Largest shift of the random crop, as a share of the side; in a search with `supervised`
+    only. Published: 4 of 32 pixels (DARTS)."""
     sampling: str = _key("instance", choices="ssnas.data.sampling:SAMPLERS")
+    """Sampler of the batches: every image equally often, every class equally often, or a batch of
+    each for BBN's two branches. The last two need one label an image, and in a search `supervised`.
+    Published: `instance`; H24 all three."""
     mixing: str = _key("parabolic", choices="ssnas.networks.bilateral:SCHEDULES")
+    """Mixing ratio a of `bilateral`, the share of the first branch, over the progress t/T: 1 −
+    (t/T)², 1/(1 + exp(k (t/T − ½))), ½, 0. Published: H24 all four."""
     steepness: float = _key(10.0, above=0.0)
+    """k of the mixing `reverse-sigmoid`. Published: open."""
 
 
 @dataclass(frozen=True)
@@ -88,25 +134,56 @@ class Search(Sgd):
     """
 
     relaxation: str = _key("sigmoid", choices="ssnas.networks.operations:RELAXATIONS")
+    """σ of each architecture weight (FairDARTS), or softmax over an edge (DARTS). Published:
+    `sigmoid`."""
     objective: str = _key("barlow-twins", choices="ssnas.training.objectives:OBJECTIVES")
+    """Loss of ω and α; `supervised` is cross-entropy, and needs one label an image. Published:
+    `barlow-twins`."""
     channels: int = _key(16, low=2)
+    """Channels C of the first cell; each reduction cell doubles them. Published: open."""
     cells: int = _key(3, low=3)
+    """Number of cells L; the reduction cells are at ⌊L/3⌋ and ⌊2L/3⌋. Published: 3; Y24, H24 8."""
     stem_multiplier: int = _key(3, low=1)
+    """The stem has this times C channels. Published: 3 (DARTS, CIFAR-10), 1 (DARTS, ImageNet)."""
     stem: str = _key("cifar", choices="ssnas.networks.backbone:STEMS")
+    """Layers before the first cell: one convolution at full resolution, or three that reduce large
+    images to an eighth; derived networks and transfers keep it. Published: `cifar`; `imagenet`
+    (DARTS, ImageNet)."""
     partial: int = _key(1, low=1)
+    """K: the operations see 1/K of the channels, and edges are normalised (PC-DARTS), which saves
+    memory; a divisor of `channels`, above 1 with `softmax` and without `bilateral`. Published: 4
+    (PC-DARTS)."""
     checkpoint: bool = False
+    """Keep only the inputs of each cell and compute the rest again in the backward pass: the same
+    figures with less memory, for one more forward pass."""
     omega_share: float = _key(0.5, above=0.0, high=0.9)
+    """Share of the training images that drive ω; the others drive α. Published: 0.5; H24 0.8."""
     second_order: bool = False
+    """Let the α step see how ω depends on α (DARTS), at two and a half times the passes. Published:
+    open."""
     heterogeneous: bool = False
+    """HLS: multiply the learning rate of the backbone's α by exp(1 − 1/a); with `bilateral`.
+    Published: true (H24)."""
     alpha_learning_rate: float = _key(3e-4, above=0.0)
+    """Learning rate of Adam on α. Published: 3e-4 (DARTS, Y24); H24 0.02."""
     alpha_weight_decay: float = _key(1e-3, low=0.0)
+    """Weight decay of Adam on α. Published: 1e-3 (DARTS, Y24)."""
     zero_one_norm: str = _key("l2", choices="ssnas.losses:ZERO_ONE_NORMS")
+    """Form of the zero-one loss. Published: `l2`; Y24 `l1`."""
     zero_one_weight: float = _key(10.0, low=0.0)
+    """Weight of the zero-one loss beside the objective; 0 switches it off. Published: 10
+    (FairDARTS)."""
     projector: int = _key(512, low=2)
+    """Width of the three-layer projector behind the network. Published: open; 8192 (Barlow Twins,
+    ImageNet)."""
     loss_scale: float = _key(0.024, above=0.0)
+    """Factor of the Barlow Twins loss. Published: 0.024 (Barlow Twins' code)."""
     lambd: float = _key(0.005, low=0.0)
+    """λ of the Barlow Twins loss. Published: 0.005 (Barlow Twins)."""
     temperature: float = _key(0.5, above=0.0)
+    """Temperature of NT-Xent. Published: 0.5 (SimCLR, CIFAR-10)."""
     knn_every: int = _key(1, low=0)
+    """Epochs between measurements of the nearest-neighbour accuracy; 0: never."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +194,12 @@ class Derive:
     """
 
     rule: str = _key("argmax", choices="ssnas.networks.genotype:RULES")
+    """Operations that stay: the best on every edge, DARTS' or FairDARTS' rule, or `op` on every
+    edge whatever the search says. Published: `argmax`."""
     threshold: float = _key(0.85, low=0.0, high=1.0)
+    """Smallest weight that the rule `threshold` keeps. Published: 0.85 (FairDARTS)."""
     op: str = _key("sep_conv_3x3", choices="ssnas.networks.operations:kept_operations")
+    """Operation of the rule `uniform`."""
 
 
 @dataclass(frozen=True)
@@ -131,16 +212,33 @@ class Finetune(Sgd):
     """
 
     epochs: int = _key(600, low=0)
+    """Passes over the training images; 0 leaves the network as it starts. Published: 600; Y24 150.
+    """
     network: str = _key("derived", choices="ssnas.networks.factory:NETWORKS")
+    """Network to train: the derived one, the searched supernet itself (needs `search.objective` as
+    `supervised`), or a published one. Published: `derived`; H24 `supernet`."""
     cells: int | None = _key(None, low=3)
+    """Cells of the derived network; null: as searched. Published: as searched."""
     channels: int | None = _key(None, low=2)
+    """C of the derived network; null: as searched. Published: as searched."""
     pretrain_epochs: int = _key(0, low=0)
+    """Epochs of the search's self-supervised objective before the labels. Published: 0; SSNAS
+    above 0."""
     inherit: bool = True
+    """Start the derived network from the searched weights, or from scratch. Published: true; Y24
+    false."""
     freeze_backbone: bool = False
+    """Train branches and classifiers alone; a bilateral supernet only. Published: H24 both."""
     loss: str = _key("focal+la", choices="ssnas.losses:LOSSES")
+    """Training loss; `+la` is logit adjustment. In params.yaml the top-level `loss` sets it.
+    Published: `focal+la`."""
     gamma: float = _key(2.0, low=0.0)
+    """γ of the focal loss. Published: 2."""
     tau: float = _key(1.0, low=0.0)
+    """τ of the logit adjustment. Published: 1."""
     early_stop: int = _key(0, low=0)
+    """Epochs without a better validation figure before training stops, with the best weights; 0:
+    train to the end. Published: 0."""
 
 
 @dataclass(frozen=True)
@@ -151,15 +249,27 @@ class Transfer:
     """
 
     dataset: str = "faces"
+    """Data set that genotype and weights move to; forms as `data.dataset`. Published: the COVID-19
+    X-rays."""
     size: int | None = _key(None, low=8)
+    """As `data.size`. Published: 28 and 224."""
     channels: str = _key("keep", choices="ssnas.data.folders:CHANNELS")
+    """As `data.channels`."""
     folds: int = _key(5, low=2)
+    """Parts of the cross-validation, where the data set has no test images. Published: 5."""
     val_fraction: float = _key(0.1, above=0.0, high=0.5)
+    """Share of the training images held out for validation. Published: open."""
     bad_images: str = _key("error", choices="ssnas.data.folders:BAD_IMAGES")
+    """As `data.bad_images`."""
     flip: bool | None = None
+    """As `data.flip`. Published: open."""
     weights: str = _key("search", choices=TRANSFER_WEIGHTS)
+    """Start from the searched weights, from the fine-tuned ones, or from none. Published:
+    `search`."""
     loss: str = _key("focal+la", choices="ssnas.losses:LOSSES")
+    """Training loss. In params.yaml the top-level `loss` sets it. Published: `focal+la`."""
     epochs: int = _key(100, low=1)
+    """Passes over the training images of each fold. Published: open."""
 
 
 SECTIONS: dict[str, type] = {
@@ -171,7 +281,15 @@ SECTIONS: dict[str, type] = {
     "transfer": Transfer,
 }
 SCALED = ("data", "search", "finetune", "transfer")
-TOP_LEVEL = ("dataset", "loss", "seed", "scale", "device")
+TOP_LEVEL = {
+    "dataset": "Sets `data.dataset`.",
+    "loss": "Sets `finetune.loss` and `transfer.loss`.",
+    "seed": "Seed of splits, initialisation, order and views: 0 to 2^31 − 1.",
+    "scale": "Preset that applies: a key of `scales`, such as `small` or `paper`.",
+    "device": "`auto` (the accelerator, if there is one), `cpu`, or a PyTorch device such as "
+    "`cuda:0`. A change runs nothing again.",
+}
+"""The keys of params.yaml outside its sections, each with its meaning."""
 
 
 @dataclass(frozen=True)

@@ -672,7 +672,10 @@ def test_files_that_are_no_splits_are_refused(tmp_path):
     refused(lambda: datasets.read(path), "splits.npz")
     path.write_text("no zip")
     refused(lambda: datasets.read(path), "splits.npz", "damaged file or no .npz")
-    refused(lambda: datasets.read(tmp_path / "absent.npz"), "absent.npz: not found; `dvc repro` makes it")
+    refused(
+        lambda: datasets.read(tmp_path / "absent.npz"),
+        "absent.npz: not found; `dvc repro` makes it",
+    )
     save_npz(path, **some_arrays())
     refused(lambda: datasets.read(path), "splits.npz", "test_images", "provenance", "not found")
 

@@ -1,4 +1,4 @@
-"""The block of measured tables in README.md."""
+"""The block of measured tables in docs/results.md."""
 
 from __future__ import annotations
 

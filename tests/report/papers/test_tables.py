@@ -1,4 +1,4 @@
-"""The papers' tables from made-up runs, the comparison of systems, and the block in the README."""
+"""The papers' tables from made-up runs, the comparison of systems, and their page."""
 
 import csv
 import json
@@ -340,7 +340,7 @@ def test_the_papers_tables_quote_what_the_papers_print():
     assert errors["smDragon"]["error_rate"] is None
 
 
-# --- the files and the README
+# --- the files and the page of results
 
 
 def test_table_cells(tmp_path):
@@ -463,10 +463,11 @@ def test_block_needs_its_markers(text):
         replace_block(text, "new")
 
 
-def test_check_fails_until_the_readme_is_up_to_date(project):
+def test_check_fails_until_the_page_is_up_to_date(project):
     tables, records = read()
     write_tables(tables, records, Path("metrics/tables"))
-    page = Path("README.md")
+    page = Path("docs/results.md")
+    page.parent.mkdir()
     page.write_text("# x\n<!-- results -->\n<!-- /results -->\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="not up to date"):
         readme(check=True)
