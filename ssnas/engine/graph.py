@@ -8,11 +8,11 @@ without a C++ compiler, by PyTorch's functions (`torch_backend`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssnas.engine.batch_norm import joined
 from ssnas.engine.cpu import autograd, library
@@ -164,42 +164,4 @@ def _compiled(x: Tensor) -> bool:
     return library.usable(x) and not active() and not unseen
 
 
-def applicable(x: Tensor, modules: Iterable[nn.Module]) -> bool:
-    """Whether the engine may stand in for `modules`: nobody looks at them one by one.
-
-    It may not where a `forward` was set on a module, where a hook or a tracer wants to see every
-    module called, under a transformation of `torch.func`, for tensors that are no plain ones, and
-    where batch norms are in several modes.
-    """
-    if (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or type(x) is not Tensor
-        or transformed()
-        or _has_hooks(nn.modules.module, "_global")
-    ):
-        return False
-    modes = set()
-    for module in modules:
-        if _has_hooks(module) or "forward" in vars(module):
-            return False
-        if isinstance(module, nn.BatchNorm2d):
-            modes.add((module.training, module.track_running_stats, module.momentum, module.eps))
-    return len(modes) < 2
-
-
-def transformed() -> bool:
-    """Whether a transformation of `torch.func` is under way."""
-    return torch._C._are_functorch_transforms_active()
-
-
-def _has_hooks(owner: Any, prefix: str = "") -> bool:
-    return bool(
-        getattr(owner, prefix + "_forward_hooks")
-        or getattr(owner, prefix + "_forward_pre_hooks")
-        or getattr(owner, prefix + "_backward_hooks")
-        or getattr(owner, prefix + "_backward_pre_hooks")
-    )
-
-
-__all__ = ["Graph", "accumulate", "applicable", "concatenated", "transformed"]
+__all__ = ["Graph", "accumulate", "concatenated"]

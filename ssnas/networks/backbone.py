@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ssnas.engine.batch_norm import Norm
-from ssnas.engine.graph import concatenated, transformed
+from ssnas.engine.graph import concatenated
 from ssnas.engine.op_group import OpGroup
+from ssnas.engine.watch import transformed
 from ssnas.errors import InputError
 from ssnas.networks.cell import Cell
 from ssnas.networks.cell_graph import CellGraph, prepare

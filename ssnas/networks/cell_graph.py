@@ -12,11 +12,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssnas.engine.batch_norm import joined
-from ssnas.engine.graph import Graph, accumulate, applicable, concatenated
+from ssnas.engine.graph import Graph, accumulate, concatenated
 from ssnas.engine.op_group import OpGroup, describe
+from ssnas.engine.watch import Watch
 from ssnas.networks.cell import Cell
 from ssnas.networks.operations import Zero, channel_shuffle
 from ssnas.networks.space import EDGES, NUM_INPUTS, NUM_NODES, NUM_STATES
@@ -43,8 +44,7 @@ class CellGraph:
         return vars(copied)
 
     def _forget(self) -> None:
-        self._modules: list[nn.Module] = []
-        self._kinds: list[type[nn.Module]] = []
+        self._watch: Watch | None = None
         self._graphs: dict[int, Graph] = {}
         self._leaving: list[_LeavingEdges] = []
 
@@ -55,14 +55,12 @@ class CellGraph:
         """
         if torch.compiler.is_compiling():
             return False
-        before = [op for group in self.before for op in group.ops]
-        modules = [m for owner in (*before, *self.cells) for m in owner.modules()]
-        kinds = list(map(type, modules))
-        if modules != self._modules or kinds != self._kinds:
+        if self._watch is None or self._watch.changed():
             self._forget()
-            self._modules, self._kinds = modules, kinds
+            before = [op for group in self.before for op in group.ops]
+            self._watch = Watch([*before, *self.cells])
             self._leaving = [_LeavingEdges(cell) for cell in self.cells]
-        return applicable(x, modules)
+        return self._watch.allows(x)
 
     def __call__(
         self, inputs: Sequence[Tensor], weights: Sequence[Tensor | None]
