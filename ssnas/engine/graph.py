@@ -155,7 +155,7 @@ def concatenated(states: Sequence[Tensor]) -> Tensor:
 
 
 def _compiled(x: Tensor) -> bool:
-    """Whether the compiled kernels can take x.
+    """Tell whether the compiled kernels can take x.
 
     They know of the statistics of one process. A dispatch mode does not see them, unless somebody
     observes them for it.

@@ -190,7 +190,7 @@ def describe(op: nn.Module) -> Description | None:
 
 
 def _overrides_forward(op: nn.Module) -> bool:
-    """Whether `forward` was replaced below the class whose `lower` describes it."""
+    """Tell whether `forward` was replaced below the class whose `lower` describes it."""
     if "forward" in vars(op):
         return True
     kinds = type(op).__mro__

@@ -1,4 +1,4 @@
-"""Whether the engine may stand in for modules: nobody looks at them one by one."""
+"""A watch over the modules that the engine stands in for."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Watch:
         return [child for table in self._tables for child in table.values()]
 
     def changed(self) -> bool:
-        """Whether a module was exchanged, or its class, since the watch began."""
+        """Tell whether a module was exchanged, or its class, since the watch began."""
         return self._children != self._all_children() or any(
             module.__class__ is not kind for module, kind in self._kinds
         )
 
     def allows(self, x: Tensor) -> bool:
-        """Whether the engine may compute on x.
+        """Tell whether the engine may compute on x.
 
         It may not where a `forward` was set on a module, where a hook or a tracer wants to see
         every module called, under a transformation of `torch.func`, for tensors that are no plain
@@ -66,5 +66,5 @@ class Watch:
 
 
 def transformed() -> bool:
-    """Whether a transformation of `torch.func` is under way."""
+    """Tell whether a transformation of `torch.func` is under way."""
     return torch._C._are_functorch_transforms_active()

@@ -49,7 +49,7 @@ class CellGraph:
         self._leaving: list[_LeavingEdges] = []
 
     def takes(self, x: Tensor) -> bool:
-        """Whether the engine may stand in for the cells' own `forward` on this tensor.
+        """Tell whether the engine may stand in for the cells' own `forward` on this tensor.
 
         A module that was exchanged since the last call makes the graph anew.
         """

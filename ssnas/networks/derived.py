@@ -78,33 +78,29 @@ def inherit(network: DerivedNetwork, weights: Mapping[str, Tensor]) -> None:
     Raises:
         InputError: if a tensor that the network needs is missing or has another shape.
     """
-    state = network.state_dict()
-    for name, own in state.items():
+    for name, target in network.state_dict().items():
         if name.startswith(("classifier.", "classifiers.")):
             continue
         if name not in weights:
-            if (
-                _is_affine(name)
-                and name.removesuffix(".bias").removesuffix(".weight") + (".running_mean")
-                in weights
-            ):
+            norm = name.removesuffix(".bias").removesuffix(".weight")
+            if _is_affine(name) and f"{norm}.running_mean" in weights:
                 continue
             raise InputError(
                 f"inherit: the search's weights have no {name!r}; derive the genotype from the "
                 "same search, or train from scratch (finetune.inherit false, transfer.weights none)"
             )
-        given = weights[name]
-        if name == "stem.0.weight" and given.shape[1] != own.shape[1]:
-            given = given.mean(dim=1, keepdim=True) * (given.shape[1] / own.shape[1])
-            given = given.expand_as(own)
-        if given.shape != own.shape:
+        searched = weights[name]
+        if name == "stem.0.weight" and searched.shape[1] != target.shape[1]:
+            searched = searched.mean(dim=1, keepdim=True) * (searched.shape[1] / target.shape[1])
+            searched = searched.expand_as(target)
+        if searched.shape != target.shape:
             raise InputError(
-                f"inherit: {name!r} has shape {tuple(given.shape)} in the search and "
-                f"{tuple(own.shape)} in the network; accepted are the same channels and cells, and "
-                "search.partial 1; or train from scratch (finetune.inherit false, "
+                f"inherit: {name!r} has shape {tuple(searched.shape)} in the search and "
+                f"{tuple(target.shape)} in the network; accepted are the same channels and cells, "
+                "and search.partial 1; or train from scratch (finetune.inherit false, "
                 "transfer.weights none)"
             )
-        own.copy_(given)
+        target.copy_(searched)
 
 
 def _is_affine(name: str) -> bool:
@@ -112,16 +108,26 @@ def _is_affine(name: str) -> bool:
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Trainable parameters."""
+    """Count the trainable parameters.
+
+    Example:
+        >>> parameter_count(nn.Linear(3, 2))
+        8
+    """
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 @torch.no_grad()
 def multiply_adds(module: nn.Module, x: Tensor) -> int:
-    """Multiply-adds of the convolutions and linear layers that one image passes.
+    """Count the multiply-adds of the convolutions and linear layers that one image passes.
 
     Args:
+        module: a network; a copy of it is run, in evaluation mode.
         x: images, (N, C, H, W), of which the first is used.
+
+    Example:
+        >>> multiply_adds(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 4, 4))
+        3456
     """
     total = 0
 

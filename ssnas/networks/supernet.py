@@ -151,11 +151,17 @@ class PlainSupernet(Supernet):
 
 
 def relax(alpha: Tensor, relaxation: str, beta: Tensor | None = None) -> Tensor:
-    """w(α), (14, ops), of one cell kind's α: softmax over an edge's ops, or elementwise sigmoid.
+    """Relax one cell kind's α to w(α), (14, ops): softmax over an edge's ops, or sigmoid.
 
     Args:
         beta: with partial channels, β, (14,): the w of edge (i, j) are multiplied by
             exp(β_ij) / Σ_{i'<j} exp(β_i'j).
+
+    Example:
+        >>> relax(torch.zeros(14, 2), "sigmoid")[0]
+        tensor([0.5000, 0.5000])
+        >>> relax(torch.zeros(14, 2), "softmax", beta=torch.zeros(14))[0]
+        tensor([0.2500, 0.2500])
     """
     weights = alpha.sigmoid() if relaxation == "sigmoid" else alpha.softmax(dim=-1)
     if beta is None:
@@ -166,7 +172,7 @@ def relax(alpha: Tensor, relaxation: str, beta: Tensor | None = None) -> Tensor:
 
 
 def architecture_of(weights: Mapping[str, Tensor], relaxation: str) -> dict[str, Tensor]:
-    """What `Supernet.architecture` returns, from a saved supernet.
+    """Compute the w(α) of a saved supernet, as `Supernet.architecture` does.
 
     Args:
         weights: a state dict: `alphas.*`, with partial channels `betas.*`, and others, ignored.
@@ -190,7 +196,7 @@ def _relaxed(
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Within the context, training-mode batch norms use batch statistics and record none.
+    """Let batch norms in training mode record no statistics within the context.
 
     A step on α sees images that ω is not trained on; they must not enter the running statistics.
     """
@@ -210,23 +216,23 @@ def _recording(module: nn.Module) -> list[nn.Module]:
 
 
 def _repeated(cell: Cell) -> AbstractContextManager[None]:
-    """The context in which to repeat, later, what `cell` now computes."""
+    """The context in which to compute a cell once more, for its backward pass."""
     # Batch norm saves other tensors where it records none, which the repetition must match.
     return _scratch_buffers(cell) if _recording(cell) else frozen_statistics(cell)
 
 
 @contextmanager
 def _scratch_buffers(module: nn.Module) -> Iterator[None]:
-    """Within the context, `module` writes into copies of its buffers, which are then dropped."""
-    own = [
+    """Let `module` write into copies of its buffers, which are dropped after the context."""
+    buffers = [
         (owner, name, buffer)
         for owner in module.modules()
         for name, buffer in owner.named_buffers(recurse=False)
     ]
-    for owner, name, buffer in own:
+    for owner, name, buffer in buffers:
         setattr(owner, name, buffer.clone())
     try:
         yield
     finally:
-        for owner, name, buffer in own:
+        for owner, name, buffer in buffers:
             setattr(owner, name, buffer)

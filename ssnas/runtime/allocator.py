@@ -1,4 +1,4 @@
-"""How this process keeps the memory that it frees."""
+"""The memory that this process frees, kept for its next step."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ from ssnas.engine.cpu.tape import Region
 from ssnas.engine.op_group import OpGroup
 
 KEPT_PASSES = 16
-"""How many passes are kept, those used last: of a plan the forward passes, for as many sizes of
-images and modes, and of each of them the backward passes, for as many sets of needed gradients."""
+"""Passes to keep, those used last: the forward passes of a plan, for as many sizes of images and
+modes, and the backward passes of each, for as many sets of needed gradients."""
 
 Pass = TypeVar("Pass", bound=ForwardPass | BackwardPass)
 
@@ -179,7 +179,7 @@ class Forward(ForwardPass):
             first = self.outputs[entering[0][0]].channels_of(0)
         x = self.tape.tensor(first.shape)
         terms = [self.term(group, i) for group, i in entering]
-        self.tape.call("mix", terms, len(terms), x.channels, x.pixels, before, x)
+        self.tape.call("weighted_sum", terms, len(terms), x.channels, x.pixels, before, x)
         self.states[state] = x
         self.computed.append(x)
         done = {group for group, _ in entering if max(group.targets) == state}
@@ -276,7 +276,7 @@ class Backward(BackwardPass):
             self.gradients[state] = region
             if self.plan.read[state]:
                 copy = self.gradients[state] = self.new_of_state(state)
-                self.tape.call("mix", (), 0, copy.channels, copy.pixels, region, copy)
+                self.tape.call("weighted_sum", (), 0, copy.channels, copy.pixels, region, copy)
 
     def _enter(self, state: int) -> None:
         """Compute what the norms of the groups that enter a state need of its gradient."""
@@ -286,10 +286,10 @@ class Backward(BackwardPass):
         terms = [self.forward.term(group, i) for group, i in entering]
         moments = [self._moments(group, i) for group, i in entering]
         sizes = len(terms), gradient.channels, gradient.pixels
-        self.tape.call("mix_backward", terms, moments, *sizes, gradient)
+        self.tape.call("weighted_sum_backward", terms, moments, *sizes, gradient)
 
     def _moments(self, group: LoweredGroup, i: int) -> tuple[Region | None, ...]:
-        """The fields of `Found` in kernels.cpp, for a group's i-th target."""
+        """The fields of `NormGradient` in kernels.cpp, for a group's i-th target."""
         output, factors = self.forward.outputs[group], self._factors[group]
         channels, distance = output.channels, factors.count // 3
         first, slope = i * channels, distance + output.first(i)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("src") / "kernels.cpp"
 COMPILERS = "g++", "clang++"
-"""What is looked for where `CXX` names no compiler."""
+"""The compilers to look for where `CXX` names none."""
 
 FLAGS = "-std=c++20", "-O3", "-shared", "-fPIC"
 PROCESSOR_FLAGS = "-march=native", "-mcpu=native"
@@ -196,7 +196,7 @@ def _optional_flags(compiler: Sequence[str], workplace: Path) -> list[str]:
 
 
 def _run(command: Sequence[str]) -> str:
-    """What a program prints; its messages are in English, whatever the user's language."""
+    """The output of a program; its messages are in English, whatever the user's language."""
     environment = os.environ | {"LC_ALL": "C"}
     done = subprocess.run(
         command, capture_output=True, check=True, text=True, errors="replace", env=environment

@@ -210,7 +210,7 @@ class LoweredGroup:
     """
 
     whole = True
-    """Whether `backward` can write all of the gradient for what it reads, instead of adding."""
+    """True where `backward` can write all of the gradient for what it reads, instead of adding."""
 
     def __init__(self, group: OpGroup, learned: LearnedTensors) -> None:
         self.group, self.targets, self.sources = group, group.targets, group.sources
@@ -229,7 +229,7 @@ class LoweredGroup:
         return GroupOutput(y, self.norms.first.num_features, self.norms.applied(fwd, moments), read)
 
     def learns(self, bwd: BackwardPass) -> bool:
-        """Whether a gradient for one of its learned tensors is needed."""
+        """Tell whether a gradient for one of its learned tensors is needed."""
         return self.norms is not None and bwd.needs(self.norms.affine)
 
     def backward(self, gradient: LazyGradient, output: GroupOutput, bwd: BackwardPass) -> None:
@@ -441,7 +441,7 @@ class _SideBySide:
             x: what was read, with the norm `before` applied.
             of_x: the region for the gradient for x, behind the norm that for its output, and
                 whether to add it.
-            moments: the regions of `Found` in kernels.cpp, for what x's norms need of it.
+            moments: the regions of `NormGradient` in kernels.cpp, for what x's norms need of it.
         """
         kernels = [bwd.tensors[where] for where in self.kernels]
         of_kernels: list[list[Region] | None] = [None, None]

@@ -113,7 +113,7 @@ class BackwardPass:
         return region
 
     def needs(self, *positions: slice | None) -> bool:
-        """Whether a gradient for one of the learned tensors at these positions is needed."""
+        """Tell whether a gradient for one of the learned tensors at these positions is needed."""
         return any(any(self._asked_tensors[where]) for where in positions if where is not None)
 
     def of_tensors(self, where: slice) -> list[Region]:

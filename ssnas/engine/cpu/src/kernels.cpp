@@ -289,7 +289,7 @@ template <class T> struct Kernels {
 // where slope and offset are added to, since several norms may have the same x; and
 //   ∂bias = Σ g,  ∂weight = Σ g x̂,  ∂scale = Σ_c ∂weight,
 // those that are not null.
-template <class T> struct Found {
+template <class T> struct NormGradient {
   T *factor, *slope, *offset, *of_weight, *of_bias, *of_scale;
 };
 
@@ -316,7 +316,7 @@ template <class T> struct Norm {
 
   // From Σ g and Σ g · (x − mean) over `rows` pixels, g given for the result, what is `found`.
   void differentiate(long channels, long rows, const double *sum, const double *product,
-                     const Found<T> &found) const {
+                     const NormGradient<T> &found) const {
     double of_scale = 0;
     for (long c = 0; c < channels; c++) {
       const double scaled = product[c] * deviation(c);
@@ -826,7 +826,7 @@ template <class T> struct Term {
 
 // to = from + Σ_i norm_i(x_i) over `count` terms; from may be null.
 template <class T>
-void mix(const Term<T> *terms, long count, long channels, long rows, const T *from, T *to) {
+void weighted_sum(const Term<T> *terms, long count, long channels, long rows, const T *from, T *to) {
   std::vector<T> factors(count * channels), constants(channels), offset(channels);
   for (long i = 0; i < count; i++) {
     terms[i].norm.write(channels, factors.data() + i * channels, offset.data());
@@ -863,7 +863,7 @@ void mix(const Term<T> *terms, long count, long channels, long rows, const T *fr
 
 // What is found for the norms of a sum's terms, from the gradient g for the sum.
 template <class T>
-void mix_backward(const Term<T> *terms, const Found<T> *found, long count, long channels, long rows,
+void weighted_sum_backward(const Term<T> *terms, const NormGradient<T> *found, long count, long channels, long rows,
                   const T *g) {
   Sums<double> all(2 * count * channels);
   by_block(rows, [&](long first, long last) {
@@ -1094,7 +1094,7 @@ void convolve(const Shape &s, const T *x, const Norm<T> &before, const T *const 
 template <class T>
 void convolve_backward(const Shape &s, const T *x, const Norm<T> &before, const T *const *wd,
                        const T *const *wp, const Gradient<T> &given, T *gx, bool adds,
-                       const Found<T> *found, T *const *gwd, T *const *gwp) {
+                       const NormGradient<T> *found, T *const *gwd, T *const *gwp) {
   const Input<T> input(x, s, before);
   const T *mean = found ? before.mean : nullptr;
   const long width = s.read();
@@ -1184,8 +1184,8 @@ KERNELS(pool)
 KERNELS(pool_backward)
 KERNELS(find_moments)
 KERNELS(record)
-KERNELS(mix)
-KERNELS(mix_backward)
+KERNELS(weighted_sum)
+KERNELS(weighted_sum_backward)
 KERNELS(norm_backward)
 KERNELS(clear)
 KERNELS(join)
