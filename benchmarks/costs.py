@@ -146,5 +146,5 @@ def step_bytes(setting: Setting) -> int:
     """
     step = SearchStep(System(amp=setting.amp), setting)
     parameters = [*step.bilevel.omega, *step.bilevel.alpha]
-    with computing(step.system, step.device):
+    with computing(step.system):
         return 2 * sum(saved_bytes(half, parameters) for half in step.halves())

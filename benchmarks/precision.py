@@ -41,7 +41,7 @@ def curves(run: Run, seed: int, amp: str, device: torch.device) -> dict[str, Cur
     splits = read_splits(run)
     normalise = Normalise.of(splits.train.images)
     images = replace(TrainingImages.of(splits.train, normalise, splits.flip, device), labels=None)
-    with computing(System(amp=amp), device):
+    with computing(System(amp=amp)):
         history = search(images, run.search, run.views, seed).history
     return {loss: [row[loss] for row in history] for loss in LOSSES}
 

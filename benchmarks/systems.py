@@ -20,9 +20,8 @@ from ssnas.networks.derived import DerivedNetwork
 from ssnas.networks.genotype import derive
 from ssnas.networks.supernet import PlainSupernet, Supernet, frozen_statistics
 from ssnas.runtime.cuda_graph import GraphedStep
-from ssnas.runtime.device import seed_everything
+from ssnas.runtime.device import mixed_precision, seed_everything
 from ssnas.search import Bilevel, Loss
-from ssnas.training import objectives
 from ssnas.training.objectives import SelfSupervised, Supervised
 from ssnas.training.optimizer import CosineSgd
 
@@ -61,20 +60,16 @@ def systems_for(setting: Setting) -> dict[str, System]:
 
 
 @contextmanager
-def computing(system: System, device: torch.device) -> Iterator[None]:
+def computing(system: System) -> Iterator[None]:
     """Take the steps within the context in the precision of `system`, and choose its kernels."""
     flags = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
-    autocast = objectives.autocast
     try:
         if system.plain:
             torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = True, False
-        if system.amp != ("off" if device.type == "cpu" else "bf16"):
-            cast = partial(torch.autocast, dtype=torch.bfloat16, enabled=system.amp == "bf16")
-            objectives.autocast = lambda device: cast(device.type)
-        yield
+        with mixed_precision(system.amp == "bf16"):
+            yield
     finally:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = flags
-        objectives.autocast = autocast
 
 
 class PlainBilevel(Bilevel):
@@ -131,7 +126,7 @@ class SearchStep:
         self._step = GraphedStep(self.bilevel.step, enabled=system.graphs)
 
     def __call__(self) -> tuple[Tensor, Tensor]:
-        with computing(self.system, self.device):
+        with computing(self.system):
             figures = self._step(0, *self.of_alpha, *self.of_omega)
         return figures["loss_alpha"], figures["loss_weights"]
 
@@ -170,7 +165,7 @@ class FinetuneStep:
         return {"loss": loss.detach()}
 
     def __call__(self) -> tuple[Tensor]:
-        with computing(self.system, self.device):
+        with computing(self.system):
             return (self._step(0, *self.drawn)["loss"],)
 
 

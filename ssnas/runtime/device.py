@@ -7,6 +7,8 @@ import functools
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +105,35 @@ def _constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device)
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Compute in bfloat16 mixed precision on an accelerator, in full precision on the CPU."""
-    if device.type == "cpu":
+    """Compute in bfloat16 mixed precision on an accelerator, in full precision on the CPU.
+
+    `mixed_precision` decides otherwise.
+    """
+    mixed = _mixed.get()
+    if mixed is None:
+        mixed = device.type != "cpu"
+    if not mixed:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+_mixed: ContextVar[bool | None] = ContextVar("mixed", default=None)
+
+
+@contextlib.contextmanager
+def mixed_precision(enabled: bool) -> Iterator[None]:
+    """Let `autocast` mix precisions on every device within the context, or on none.
+
+    Example:
+        >>> with mixed_precision(True), autocast(torch.device("cpu")):
+        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        torch.bfloat16
+    """
+    token = _mixed.set(enabled)
+    try:
+        yield
+    finally:
+        _mixed.reset(token)
 
 
 def machine(device: torch.device) -> dict[str, str | int]:

@@ -19,7 +19,7 @@ from ssnas.config.load import load_main
 from ssnas.errors import InputError
 from ssnas.networks.backbone import STEMS
 from ssnas.networks.derived import multiply_adds
-from ssnas.training import objectives
+from ssnas.runtime.device import autocast
 
 pytestmark = pytest.mark.slow
 
@@ -116,10 +116,12 @@ def test_the_plain_twin_alone_computes_all_gradients():
 
 def test_a_system_leaves_the_project_as_it_was():
     flags = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
-    autocast = objectives.autocast
-    with computing(System(plain=True, amp="bf16"), torch.device("cpu")):
+    cpu = torch.device("cpu")
+    with computing(System(plain=True, amp="bf16")), autocast(cpu):
         assert torch.backends.cudnn.benchmark
-    assert objectives.autocast is autocast
+        assert torch.is_autocast_enabled("cpu")
+    with autocast(cpu):
+        assert not torch.is_autocast_enabled("cpu")
     assert flags == (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
 
 
