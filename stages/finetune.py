@@ -20,13 +20,15 @@ from ssnas.networks.derived import multiply_adds, parameter_count
 from ssnas.networks.factory import start_from_search
 from ssnas.runtime.device import choose_device, machine, peak_memory_mb, seed_everything
 from ssnas.runtime.distributed import process_group, rank
-from ssnas.training.checkpoint import Checkpoint, code_digest
+from ssnas.runtime.source import closure
+from ssnas.training.checkpoint import Checkpoint
 from ssnas.training.images import TrainingData
 from stages.cli import main
 from stages.network import network_of, searched_weights
 
 
 def finetune(run: Run) -> None:
+    """Write the trained network, its figures by epoch, its size and its cost."""
     places, device, config = Places(run.folders), choose_device(run.device), run.finetune
     splits, seed = read_splits(run), run.seeds["rows"]
     data = TrainingData.of(splits)
@@ -34,7 +36,7 @@ def finetune(run: Run) -> None:
     network, weights = network_of(run, splits.train), searched_weights(run)
     inherited = weights is not None and start_from_search(network, config, weights)
     description = finetune_description(run)
-    identity = {"parameters": description, "code": code_digest()}
+    identity = {"parameters": description, "code": closure("stages.finetune")}
     folder = places.checkpoint("rows", "finetune")
     before = places.checkpoint("rows", "pretrain")
     with contextlib.ExitStack() as opened:

@@ -17,14 +17,16 @@ from ssnas.data import Splits
 from ssnas.data.views import Normalise
 from ssnas.runtime.device import choose_device, machine, peak_memory_mb
 from ssnas.runtime.distributed import process_group, rank
+from ssnas.runtime.source import closure
 from ssnas.search import SearchResult, search
-from ssnas.training.checkpoint import Checkpoint, code_digest
+from ssnas.training.checkpoint import Checkpoint
 from ssnas.training.images import TrainingImages
 from ssnas.training.monitor import knn_monitor
 from stages.cli import main
 
 
 def run_search(run: Run) -> None:
+    """Write the searched supernet, and α and the losses by epoch."""
     places, device = Places(run.folders), choose_device(run.device)
     splits = read_splits(run)
     images, monitor = _images(run, splits, device), None
@@ -35,7 +37,7 @@ def run_search(run: Run) -> None:
         )
         monitor = knn_monitor(*labelled)
     description = search_description(run)
-    identity = {"parameters": description, "code": code_digest()}
+    identity = {"parameters": description, "code": closure("stages.search")}
     folder = places.checkpoint("searches", "search")
     with process_group(device), Checkpoint(folder / str(rank()), identity) as checkpoint:
         result = search(

@@ -19,7 +19,8 @@ from ssnas.data.views import Normalise
 from ssnas.metrics import mean_std
 from ssnas.networks.derived import inherit, multiply_adds, parameter_count
 from ssnas.runtime.device import choose_device, machine
-from ssnas.training.checkpoint import Checkpoint, code_digest
+from ssnas.runtime.source import closure
+from ssnas.training.checkpoint import Checkpoint
 from ssnas.transfer import folds_of, train_and_test
 from stages.cli import main
 from stages.network import network_of
@@ -46,7 +47,7 @@ def transfer(run: Run) -> None:
             "row": before,
         },
         "data": source.provenance["sha256"],
-        "code": code_digest(),
+        "code": closure("stages.transfer"),
     }
     device = choose_device(run.device)
     trained = [

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
-import sys
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,17 +22,6 @@ log = logging.getLogger(__name__)
 FILE = "last.pt"
 
 
-def code_digest() -> str:
-    """SHA-256 over the sources of every `ssnas` module that is loaded."""
-    digest = hashlib.sha256()
-    for name in sorted(sys.modules):
-        if name == "ssnas" or name.startswith("ssnas."):
-            source = getattr(sys.modules[name], "__file__", None)
-            if source:
-                digest.update(name.encode() + Path(source).read_bytes())
-    return digest.hexdigest()
-
-
 class Checkpoint:
     """The newest state of one piece of work, in a folder of its own.
 
@@ -42,8 +30,17 @@ class Checkpoint:
 
     Args:
         folder: outside the outputs that DVC manages, so that DVC does not delete it.
-        identity: what the work depends on (`parameters`, `data`, `code`: JSON-able values). A
-            checkpoint of another identity is set aside, with a message that says what differs.
+        identity: what the work depends on, JSON-able: `parameters`, `data`, and as `code` the
+            digests of the sources (see `ssnas.runtime.source.closure`). A checkpoint of another
+            identity is set aside, with a message that names what differs.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with Checkpoint(Path(folder), {"parameters": {"epochs": 2}}) as checkpoint:
+        ...         checkpoint.save({"epoch": 1})
+        ...         checkpoint.load()
+        {'epoch': 1}
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -99,24 +96,24 @@ class Checkpoint:
             ) from error
 
     def load(self) -> dict[str, Any] | None:
-        """The state to go on from, or None to start anew."""
+        """Return the state to go on from, or None to start anew."""
         if not self.path.exists():
             return None
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
-            found, state = content["identity"], content["state"]
+            identity, state = content["identity"], content["state"]
         except Exception:
             # A damaged file fails in as many ways as it can be damaged.
             self._set_aside("cannot be read; it is truncated or damaged")
             return None
-        differences = _differences(found, self.identity)
+        differences = _differences(identity, self.identity)
         if differences:
             self._set_aside(f"belongs to other work ({'; '.join(differences)})")
             return None
         return state
 
     def finish(self) -> None:
-        """The work is done and its results are written: drop the checkpoint."""
+        """Drop the checkpoint, once the results of the work are written."""
         self.path.unlink(missing_ok=True)
 
     def _set_aside(self, reason: str) -> None:
@@ -125,15 +122,20 @@ class Checkpoint:
         log.warning("checkpoint %s %s: set aside as %s; starting anew", self.path, reason, aside)
 
 
-def _differences(found: Any, wanted: Any, where: str = "") -> list[str]:
-    """Readable differences between two identities."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
+def _differences(saved: Any, current: Any, where: str = "") -> list[str]:
+    """Name what differs between two identities, a line each."""
+    if isinstance(saved, dict) and isinstance(current, dict):
         lines = []
-        for key in sorted({*found, *wanted}):
-            lines += _differences(found.get(key), wanted.get(key), f"{where}.{key}".lstrip("."))
+        for key in sorted({*saved, *current}):
+            place = f"{where}.{key}".lstrip(".")
+            lines += _differences(saved.get(key), current.get(key), place)
         return lines
-    if found == wanted:
+    if saved == current:
         return []
-    if isinstance(found, str) and len(found) == len(hashlib.sha256().hexdigest()):
+    if _is_digest(saved) or _is_digest(current):
         return [f"other {where}"]
-    return [f"{where}: {found} there, {wanted} here"]
+    return [f"{where}: {saved} there, {current} here"]
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None

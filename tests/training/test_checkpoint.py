@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ssnas.errors import InputError
-from ssnas.training.checkpoint import Checkpoint, code_digest
+from ssnas.runtime.source import closure
+from ssnas.training.checkpoint import Checkpoint
 
 IDENTITY = {"parameters": {"epochs": 3, "search": {"channels": 8}}, "data": "d" * 64}
 STATE = {"weights": torch.arange(6.0).view(2, 3), "rows": [{"epoch": 1, "loss": 0.5}]}
@@ -223,10 +224,54 @@ def test_the_lock_is_given_back_after_an_error(tmp_path):
     assert loaded(tmp_path) is None
 
 
-def test_code_digest_follows_the_sources(tmp_path, monkeypatch):
-    before = code_digest()
-    assert before == code_digest()
-    source = tmp_path / "checkpoint.py"
-    source.write_text("changed")
-    monkeypatch.setattr(sys.modules["ssnas.training.checkpoint"], "__file__", str(source))
-    assert code_digest() != before
+@pytest.fixture
+def training_code(tmp_path):
+    """Sources of a training, and the identity of a checkpoint of it."""
+    root = tmp_path / "sources"
+    (root / "ssnas").mkdir(parents=True)
+    (root / "ssnas" / "__init__.py").touch()
+    (root / "ssnas" / "losses.py").write_text("GAMMA = 2.0\n")
+    (root / "ssnas" / "search.py").write_text("from ssnas.losses import GAMMA\n")
+    return root, lambda: IDENTITY | {"code": closure("ssnas.search", root)}
+
+
+def test_a_killed_run_goes_on_after_a_changed_comment(tmp_path, training_code):
+    root, identity = training_code
+    saved(tmp_path / "run", identity=identity())
+    (root / "ssnas" / "losses.py").write_text(
+        '"""Losses."""\n\n# Lin et al. 2017\nGAMMA = 2.0\n"""Focus."""\n'
+    )
+    (root / "ssnas" / "report.py").write_text("COLOUR = 'red'\n")
+    assert loaded(tmp_path / "run", identity())["weights"].equal(STATE["weights"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "named"),
+    [
+        ("losses.py", "GAMMA = 3.0\n", "other code.ssnas/losses.py"),
+        (
+            "search.py",
+            "from ssnas.losses import GAMMA\nimport ssnas.more\n",
+            "other code.ssnas/more.py; other code.ssnas/search.py",
+        ),
+    ],
+)
+def test_a_changed_computation_sets_the_checkpoint_aside(
+    tmp_path, caplog, training_code, name, text, named
+):
+    root, identity = training_code
+    before = identity()
+    saved(tmp_path / "run", identity=before)
+    (root / "ssnas" / "more.py").touch()
+    (root / "ssnas" / name).write_text(text)
+    assert loaded(tmp_path / "run", identity()) is None
+    assert f"belongs to other work ({named})" in caplog.text
+    (aside,) = names(tmp_path / "run")
+    assert torch.load(tmp_path / "run" / aside, weights_only=True)["identity"] == before
+
+
+def test_a_checkpoint_with_one_digest_for_all_code_is_set_aside_in_few_words(tmp_path, caplog):
+    """Runs before the digests of single files left such checkpoints."""
+    saved(tmp_path, identity=IDENTITY | {"code": "f" * 64})
+    assert loaded(tmp_path, IDENTITY | {"code": {"ssnas/search.py": "e" * 64}}) is None
+    assert "belongs to other work (other code)" in caplog.text
