@@ -1,15 +1,16 @@
-"""What stages leave for one another: weights that carry their configuration, and text files."""
+"""Files that stages leave for one another: weights that carry their configuration, and text."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import safetensors
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,28 +22,45 @@ from ssnas.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """Where the files of a run lie, below the project's top folder."""
+    """Where the files of a run lie, from the project's top folder.
+
+    The papers' rows are a DVC project of their own: folders that begin with `papers/` keep all
+    that their stages write below papers/.
+
+    Args:
+        folders: the folder's name by kind of entry, see `ssnas.config.schema.Run`.
+
+    Example:
+        >>> Places({"datasets": "main"}).splits.as_posix()
+        'data/main/splits.npz'
+        >>> Places({"rows": "papers/small/rows/ce"}).metrics("rows", "evaluate.json").as_posix()
+        'papers/metrics/small/rows/ce/evaluate.json'
+    """
 
     folders: Mapping[str, str]
 
     @property
     def splits(self) -> Path:
-        return Path("data", self.folders["datasets"], "splits.npz")
+        return self._folder("data", "datasets") / "splits.npz"
 
     @property
     def supernet(self) -> Path:
-        return Path("artifacts", self.folders["searches"], "search", "supernet.safetensors")
+        return self._folder("artifacts", "searches") / "search" / "supernet.safetensors"
 
     @property
     def network(self) -> Path:
-        return Path("artifacts", self.folders["rows"], "finetune", "network.safetensors")
+        return self._folder("artifacts", "rows") / "finetune" / "network.safetensors"
 
     def metrics(self, kind: str, name: str) -> Path:
-        """The file `name` among the metrics of the `kind` of entry that makes it."""
-        return Path("metrics", self.folders[kind], name)
+        """Return the place of the metrics file `name` of the run's entry of a kind."""
+        return self._folder("metrics", kind) / name
 
     def checkpoint(self, kind: str, stage: str) -> Path:
         return Path(".checkpoints", self.folders[kind], stage)
+
+    def _folder(self, top: str, kind: str) -> Path:
+        first, *rest = Path(self.folders[kind]).parts
+        return Path(first, top, *rest) if first == "papers" else Path(top, first, *rest)
 
 
 def search_description(run: Run) -> dict[str, Any]:
@@ -131,10 +149,17 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """A CSV whose columns are the keys, in the order of their first appearance."""
-    rows = list(rows)
+    """Write a CSV whose columns are the keys, in the order of their first appearance.
+
+    A missing value, None or not a number is an empty cell.
+    """
+    rows = [{key: "" if value != value else value for key, value in row.items()} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    write_text(path, pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n"))
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_text(path: Path, text: str) -> None:

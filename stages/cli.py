@@ -41,7 +41,7 @@ def main(kinds: tuple[str, ...], stage: Callable[[Run], None]) -> None:
 
 
 def guarded(stage: Callable[[], None]) -> None:
-    """A mistake of the user ends `stage` with one line and status 1, an interruption with 130."""
+    """Run `stage`; end with one line and status 1 for a user's mistake, 130 if interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         stage()

@@ -17,13 +17,13 @@ from ssnas.data.views import Normalise
 from ssnas.finetune import figures, mixing_sweep, predict
 from ssnas.networks.baselines import linear_classifier
 from ssnas.networks.bilateral import BilateralSupernet
-from ssnas.report.pictures import confusion_picture, per_class_picture
 from ssnas.runtime.device import choose_device
 from stages.cli import main
 from stages.network import network_of
 
 
 def evaluate(run: Run) -> None:
+    """Write all figures, each beside a linear classifier's and a constant predictor's."""
     places, device = Places(run.folders), choose_device(run.device)
     splits = read_splits(run)
     train, test = splits.train, splits.test
@@ -51,18 +51,15 @@ def _write_per_class(
     column = "auc" if test.multi_label else "recall"
     names = test.class_names
     table = zip(names, train.counts, test.counts, measure(probabilities, test.labels), strict=True)
-    per_class = places.metrics("rows", "per_class.csv")
     write_csv(
-        per_class,
+        places.metrics("rows", "per_class.csv"),
         [
             {"name": name, "train_images": n, "test_images": m, column: value}
             for name, n, m, value in table
         ],
     )
-    per_class_picture(per_class, per_class.with_suffix(".png"))
-    confusion = places.metrics("rows", "confusion.csv")
     write_csv(
-        confusion,
+        places.metrics("rows", "confusion.csv"),
         [
             {"actual": names[actual], "predicted": names[predicted], "count": int(count)}
             for (actual, predicted), count in np.ndenumerate(
@@ -70,7 +67,6 @@ def _write_per_class(
             )
         ],
     )
-    confusion_picture(confusion, confusion.with_suffix(".png"))
 
 
 if __name__ == "__main__":

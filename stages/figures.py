@@ -6,7 +6,7 @@ from ssnas.report.papers.figures import read_figures, write_figure
 from ssnas.report.papers.records import Records
 from stages.cli import guarded
 
-FIGURES, FOLDER = Path("papers/figures.yaml"), Path("metrics/figures")
+FIGURES, FOLDER = Path("papers/figures.yaml"), Path("papers/figures")
 
 
 def figures() -> None:

@@ -1,17 +1,18 @@
 """Read the source, hold out test and validation images, and make the rest long-tailed."""
 
 from pathlib import Path
+from typing import Any
 
 from ssnas import data as datasets
 from ssnas.artifacts import Places, write_csv, write_json
 from ssnas.config.schema import Run
-from ssnas.report.pictures import class_counts_picture
 from stages.cli import main
 
 RAW = Path("data/raw")
 
 
 def make_longtail(run: Run) -> None:
+    """Write the training, validation and test images, and the images of each class."""
     data, places = run.data, Places(run.folders)
     source = datasets.load(data.dataset, RAW, data.size, data.channels, data.bad_images, data.flip)
     natural = data.profile == "natural"
@@ -27,12 +28,10 @@ def make_longtail(run: Run) -> None:
     )
     datasets.write(splits, places.splits)
     write_json(places.metrics("datasets", "data.json"), splits.provenance)
-    table = places.metrics("datasets", "class_counts.csv")
-    write_csv(table, _class_counts(splits))
-    class_counts_picture(table, table.with_suffix(".png"))
+    write_csv(places.metrics("datasets", "class_counts.csv"), _class_counts(splits))
 
 
-def _class_counts(splits: datasets.Splits) -> list[dict]:
+def _class_counts(splits: datasets.Splits) -> list[dict[str, Any]]:
     parts = (splits.provenance["counts_before"], *(s.counts for s in (splits.train, splits.val)))
     columns = zip(splits.train.class_names, *parts, splits.test.counts, strict=True)
     return [

@@ -1,4 +1,4 @@
-"""Bring the results block of docs/results.md up to date with metrics/tables."""
+"""Bring the results block of docs/results.md up to date with papers/tables."""
 
 import argparse
 import sys

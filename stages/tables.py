@@ -7,7 +7,7 @@ from ssnas.report.papers.records import Records
 from ssnas.report.papers.tables import write_tables
 from stages.cli import guarded
 
-FOLDER = Path("metrics/tables")
+FOLDER = Path("papers/tables")
 
 
 def tables() -> None:

@@ -2,9 +2,10 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssnas import data as datasets
 from ssnas.artifacts import (
@@ -29,7 +30,13 @@ RAW = Path("data/raw")
 
 
 def transfer(run: Run) -> None:
+    """Write the figures on the other data set, its provenance and the cost."""
     places, target = Places(run.folders), run.transfer
+    if target.dataset is None:
+        print("no transfer: transfer.dataset names no data set, such as faces")
+        for name in ("transfer.json", "transfer.data.json", "transfer.cost.json"):
+            write_json(places.metrics("transfers", name), {})
+        return
     source = datasets.load(
         target.dataset, RAW, target.size, target.channels, target.bad_images, target.flip
     )
@@ -80,7 +87,7 @@ def transfer(run: Run) -> None:
         Checkpoint(_folder(run, number), identity).finish()
 
 
-def _weights(run: Run) -> dict | None:
+def _weights(run: Run) -> dict[str, Tensor] | None:
     places = Places(run.folders)
     if run.transfer.weights == "search":
         return load_weights(places.supernet, search_description(run))
@@ -89,7 +96,7 @@ def _weights(run: Run) -> dict | None:
     return None
 
 
-def _network(run: Run, data: datasets.Dataset, weights: dict | None) -> nn.Module:
+def _network(run: Run, data: datasets.Dataset, weights: dict[str, Tensor] | None) -> nn.Module:
     network = network_of(run, data)
     if weights is not None:
         inherit(network, weights)
@@ -100,8 +107,8 @@ def _one(
     run: Run,
     fold: datasets.Splits,
     number: int,
-    weights: dict | None,
-    identity: dict,
+    weights: dict[str, Tensor] | None,
+    identity: dict[str, Any],
     device: torch.device,
 ) -> tuple[dict[str, float], float]:
     with Checkpoint(_folder(run, number), identity) as checkpoint:

@@ -245,12 +245,13 @@ class Finetune(Sgd):
 class Transfer:
     """The data set that genotype and weights move to, and how they are trained there.
 
-    A source without a published test set is cross-validated over `folds` stratified parts.
+    Without a `dataset` nothing is moved. A source without a published test set is cross-validated
+    over `folds` stratified parts.
     """
 
-    dataset: str = "faces"
-    """Data set that genotype and weights move to; forms as `data.dataset`. Published: the COVID-19
-    X-rays."""
+    dataset: str | None = None
+    """Data set that genotype and weights move to; forms as `data.dataset`; null: no transfer.
+    Published: the COVID-19 X-rays."""
     size: int | None = _key(None, low=8)
     """As `data.size`. Published: 28 and 224."""
     channels: str = _key("keep", choices="ssnas.data.folders:CHANNELS")

@@ -26,11 +26,13 @@ from ssnas.report.run import Run, ops_in_words
 def write_html(folder: Path, out: Path) -> None:
     """Write the report of the run in `folder` to `out`: one file, no script, nothing fetched.
 
+    The drawing of the cells is pictures/genotype.svg beside `out`.
+
     Raises:
         InputError: if a file that every run has is missing; the message names the command that
             makes it.
     """
-    run, drawing = Run.read(folder), folder / "genotype.svg"
+    run, drawing = Run.read(folder), out.parent / "pictures" / "genotype.svg"
     if not drawing.is_file():
         raise InputError(f"{drawing}: no such file; {MAKE}")
     environment = Environment(

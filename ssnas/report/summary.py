@@ -14,18 +14,22 @@ _HEADLINES = {
     "recall": ("error_rate", "balanced_accuracy"),
     "auc": ("binary_accuracy", "macro_auc"),
 }
-_PICTURES = ("genotype.png", "class_counts.png", "confusion.png", "per_class.png")
+_REPORT = Path("report")
+_ASK = "none; to another data set with `dvc exp run -S transfer.dataset=faces`"
 
 
-def summary(folder: Path) -> str:
+def summary(folder: Path, report: Path = _REPORT) -> str:
     """Sum up the run in `folder` in at most 25 lines of at most 88 columns.
+
+    Args:
+        report: the folder of its page and pictures.
 
     Raises:
         InputError: if a file that every run has is missing; the message names the command that
             makes it.
     """
     run = Run.read(folder)
-    pictures = ", ".join(name for name in _PICTURES if (folder / name).exists())
+    pictures = ", ".join(sorted(path.name for path in report.glob("pictures/*.png")))
     lines = [
         f"Result of {folder.name}",
         *_field("data", f"{run.dataset} · {run.sampling()}", 2),
@@ -40,9 +44,9 @@ def summary(folder: Path) -> str:
             for title, ours, linear, constant in map(run.figure_row, _HEADLINES[run.class_figure])
         ),
         *_field({"auc": "AUC", "recall": "recall"}[run.class_figure], _per_class(run), 3),
-        *_field("transfer", run.transferred(), 2),
+        *_field("transfer", run.transferred() if run.transfer else _ASK, 2),
         *_field("run", run.conditions(), 2),
-        *_field("report", str(folder / "report.html"), 2),
+        *_field("report", str(report / "index.html"), 2),
         *_field("pictures", pictures, 1),
     ]
     return "\n".join(lines)

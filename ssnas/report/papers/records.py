@@ -12,7 +12,7 @@ from ssnas.config.load import ROWS, read_yaml
 from ssnas.errors import InputError
 from ssnas.report.files import read_json
 
-METRICS = Path("metrics/papers")
+METRICS = Path("papers/metrics")
 
 _TRAINED = {
     "figures": "evaluate.json",

@@ -252,7 +252,7 @@ def project(tmp_path, monkeypatch):
 
 
 def leave(project, folder, images):
-    path = project / "metrics/papers" / folder / "class_counts.csv"
+    path = project / "papers/metrics" / folder / "class_counts.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"class,name,train\n0,cat,{images}\n")
 
@@ -260,7 +260,7 @@ def leave(project, folder, images):
 def test_stage_draws_the_first_seed_that_has_run_at_each_scale(project):
     leave(project, "small/datasets/step-seed1", 11)
     stage.figures()
-    folder = project / "metrics/figures"
+    folder = project / "papers/figures"
     written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
     assert written == ["small/y24-6.csv", "small/y24-6.png", "small/y24-6.svg"]
     assert csv(folder / "small/y24-6")["images"].tolist() == [11]

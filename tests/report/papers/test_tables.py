@@ -70,7 +70,7 @@ def rows_document():
 def project(tmp_path, monkeypatch):
     """A project folder: at scale small, ours ran on three seeds, plain on two, net on none."""
     monkeypatch.chdir(tmp_path)
-    small = Path("metrics/papers/small")
+    small = Path("papers/metrics/small")
     for system, errors in ERRORS.items():
         for seed, error in errors.items():
             folder = small / "rows" / f"{system}-{seed}"
@@ -180,15 +180,15 @@ def test_difference_is_paired_by_seed_in_percentage_points(project):
 
 def test_one_common_seed_or_none_is_said(project):
     column = "error (%), difference to ours"
-    Path("metrics/papers/small/rows/plain-0/evaluate.json").unlink()
+    Path("papers/metrics/small/rows/plain-0/evaluate.json").unlink()
     assert cells()["plain"][column] == "+12.00 (noise unknown, n = 1)"
-    Path("metrics/papers/small/rows/ours-1/evaluate.json").unlink()
+    Path("papers/metrics/small/rows/ours-1/evaluate.json").unlink()
     assert cells()["plain"][column] == "no common seed"
 
 
 def test_what_ran_is_compared_with_nothing_where_ours_has_not_run(project):
     for seed in range(3):
-        Path(f"metrics/papers/small/rows/ours-{seed}/evaluate.json").unlink()
+        Path(f"papers/metrics/small/rows/ours-{seed}/evaluate.json").unlink()
     rows = cells()
     assert rows["plain"]["error (%), difference to ours"] == "ours: not run"
     assert rows["ours"]["error (%), difference to ours"] == "not run"
@@ -220,18 +220,18 @@ def test_a_reference_predictor_has_no_network(project):
 
 
 def test_data_and_devices_that_differ_between_seeds_are_all_named(project):
-    folder = Path("metrics/papers/small/rows")
+    folder = Path("papers/metrics/small/rows")
     write(folder / "ours-1/finetune.cost.json", {"device": "slate", "threads": 2})
     write(folder / "plain-0/finetune.cost.json", {"device": "slate", "threads": 2})
     assert cells()["ours"]["device"] == "abacus, 1 thread + slate, 2 threads"
     tables, records = read()
-    write_tables(tables, records, Path("metrics/tables"))
-    text = results(tables, records.scales, Path("metrics/tables"))
+    write_tables(tables, records, Path("papers/tables"))
+    text = results(tables, records.scales, Path("papers/tables"))
     assert "Device: abacus, 1 thread; slate, 2 threads." in text
 
 
 def test_parameters_that_differ_between_seeds_show_it(project):
-    write(Path("metrics/papers/small/rows/ours-1/finetune.json"), {"parameters": 58346})
+    write(Path("papers/metrics/small/rows/ours-1/finetune.json"), {"parameters": 58346})
     assert cells()["ours"]["parameters (M)"] == "0.057 ± 0.001 (3)"
 
 
@@ -253,7 +253,7 @@ def test_folds_of_two_seeds_are_pooled(project):
     Path("papers/rows.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     for name, mean in (("moved", 2), ("moved-1", 6)):
         figures = {"accuracy": mean, "accuracy_std": math.sqrt(2), "folds": 2}
-        write(Path(f"metrics/papers/small/transfers/{name}/transfer.json"), figures)
+        write(Path(f"papers/metrics/small/transfers/{name}/transfer.json"), figures)
     expected = f"400.00 ± {100 * math.sqrt(20 / 3):.2f} (4)"
     assert cells("t3")["moved"]["accuracy (%), over folds"] == expected
 
@@ -264,7 +264,7 @@ def test_folds_of_two_seeds_are_pooled(project):
     ids=["truncated", "a list", "binary", "text", "NaN"],
 )
 def test_a_malformed_file_costs_only_its_own_row_its_figures(project, caplog, content):
-    path = Path("metrics/papers/small/rows/plain-1/evaluate.json")
+    path = Path("papers/metrics/small/rows/plain-1/evaluate.json")
     path.write_bytes(content)
     rows = cells()
     assert rows["plain"]["error (%)"] == "unreadable"
@@ -372,15 +372,15 @@ def test_plus_minus(arguments, text):
 
 def test_files_and_print_of_the_scales_that_have_results(project):
     tables, records = read()
-    text = write_tables(tables, records, Path("metrics/tables"))
+    text = write_tables(tables, records, Path("papers/tables"))
     assert "T1: toys, scale small" in text
     assert "scale paper" not in text
     for scale in ("small", "paper"):
         for table in ("t1", "t3"):
-            with Path(f"metrics/tables/{scale}/{table}.csv").open(encoding="utf-8") as file:
+            with Path(f"papers/tables/{scale}/{table}.csv").open(encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
             assert rows == table_cells(tables[table], scale, records)
-            markdown = Path(f"metrics/tables/{scale}/{table}.md").read_text(encoding="utf-8")
+            markdown = Path(f"papers/tables/{scale}/{table}.md").read_text(encoding="utf-8")
             assert markdown.startswith(f"**{tables[table].title}**, scale `{scale}`\n\n| method")
 
 
@@ -408,7 +408,7 @@ def test_compact_form_keeps_figures_and_drops_how_they_came_about(project):
 
 def test_compact_form_shows_the_image_size_where_rows_differ_in_it(project):
     for system, size in (("ours", 28), ("plain", 64)):
-        write(Path(f"metrics/papers/small/rows/{system}-0/finetune.json"), {"image_size": size})
+        write(Path(f"papers/metrics/small/rows/{system}-0/finetune.json"), {"image_size": size})
     lines = lines_of(compact(list(cells().values())))
     place = lines[0].index("image size")
     sizes = {line[0]: line[place] for line in lines}
@@ -420,11 +420,11 @@ def test_results_show_what_ran_and_say_what_did_not(project):
     tables["t1"]["note"] = "Toys"
     declare(tables)
     for scale in ("small", "paper"):
-        write(Path(f"metrics/papers/{scale}/transfers/moved/transfer.json"), {"accuracy": 0.5})
-    Path("metrics/papers/small/transfers/moved/transfer.json").unlink()
+        write(Path(f"papers/metrics/{scale}/transfers/moved/transfer.json"), {"accuracy": 0.5})
+    Path("papers/metrics/small/transfers/moved/transfer.json").unlink()
     tables, records = read()
-    write_tables(tables, records, Path("metrics/tables"))
-    text = results(tables, records.scales, Path("metrics/tables"))
+    write_tables(tables, records, Path("papers/tables"))
+    text = results(tables, records.scales, Path("papers/tables"))
     assert text.count("**T1: toys**") == 1
     assert (
         "Data: toys (drawn; 1,916 training images; 8 × 8 pixels). Scale: `small`. "
@@ -436,15 +436,15 @@ def test_results_show_what_ran_and_say_what_did_not(project):
 
 def test_a_scale_without_results_is_said_in_one_word(project):
     tables, records = read()
-    write_tables(tables, records, Path("metrics/tables"))
-    text = results(tables, records.scales, Path("metrics/tables"))
+    write_tables(tables, records, Path("papers/tables"))
+    text = results(tables, records.scales, Path("papers/tables"))
     assert text.endswith("Not run at scale `paper`: all.")
 
 
 def test_results_need_the_tables(project):
     tables, records = read()
     with pytest.raises(InputError, match=r"t1\.csv: no such file; make it with"):
-        results(tables, records.scales, Path("metrics/tables"))
+        results(tables, records.scales, Path("papers/tables"))
 
 
 def test_block_is_replaced_and_the_rest_kept():
@@ -465,7 +465,7 @@ def test_block_needs_its_markers(text):
 
 def test_check_fails_until_the_page_is_up_to_date(project):
     tables, records = read()
-    write_tables(tables, records, Path("metrics/tables"))
+    write_tables(tables, records, Path("papers/tables"))
     page = Path("docs/results.md")
     page.parent.mkdir()
     page.write_text("# x\n<!-- results -->\n<!-- /results -->\n", encoding="utf-8")
