@@ -1,5 +1,7 @@
 """Read the test images, once, and write every figure of the fine-tuned network on them."""
 
+from typing import Any
+
 import numpy as np
 
 from ssnas import data as datasets
@@ -33,7 +35,7 @@ def evaluate(run: Run) -> None:
     probabilities = predict(network, test, normalise, device)
     linear = figures(linear_classifier(train, test), test, train.counts)
     constant = metrics.constant_predictor(train.labels, test.labels, test.multi_label)
-    measured = (
+    measured: dict[str, Any] = (
         figures(probabilities, test, train.counts)
         | {f"linear_{key}": value for key, value in linear.items()}
         | {f"constant_{key}": value for key, value in constant.items()}

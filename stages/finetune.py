@@ -16,7 +16,7 @@ from ssnas.artifacts import (
 )
 from ssnas.config.schema import Run
 from ssnas.finetune import FinetuneResult, fit, latency_ms, pretrain
-from ssnas.networks.derived import multiply_adds, parameter_count
+from ssnas.networks.derived import DerivedNetwork, multiply_adds, parameter_count
 from ssnas.networks.factory import start_from_search
 from ssnas.runtime.device import choose_device, machine, peak_memory_mb, seed_everything
 from ssnas.runtime.distributed import process_group, rank
@@ -46,6 +46,7 @@ def finetune(run: Run) -> None:
         if config.pretrain_epochs:
             pretrained = opened.enter_context(Checkpoint(before / str(rank()), identity))
             checkpoints.append(pretrained)
+            assert isinstance(network, DerivedNetwork)
             seconds = pretrain(
                 network, data, config, run.search, run.views, seed, device, pretrained
             )

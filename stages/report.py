@@ -1,6 +1,7 @@
 """Draw the pictures of the main run, write its page, and choose its headline figures."""
 
 from pathlib import Path
+from typing import Any
 
 from ssnas.artifacts import write_json
 from ssnas.config.schema import Run
@@ -36,7 +37,7 @@ def report(run: Run) -> None:
     draw_pictures(numbers, REPORT / "pictures")
     page = REPORT / "index.html"
     write_html(numbers, page)
-    headlines = _chosen(numbers / "evaluate.json", HEADLINES)
+    headlines: dict[str, Any] = _chosen(numbers / "evaluate.json", HEADLINES)
     if transferred := _chosen(numbers / "transfer.json", TRANSFERRED):
         headlines["transfer"] = transferred
     write_json(REPORT / "metrics.json", headlines)

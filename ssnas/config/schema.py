@@ -15,7 +15,7 @@ import importlib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -373,7 +373,7 @@ def choices_of(declared: Iterable[str] | str) -> tuple[str, ...]:
 
 
 def _check_range(where: str, value: float, limits: Mapping[str, Any]) -> None:
-    bounds = [
+    bounds: list[tuple[str, str, Callable[[float], bool]]] = [
         ("low", "at least", lambda bound: value >= bound),
         ("above", "more than", lambda bound: value > bound),
         ("high", "at most", lambda bound: value <= bound),

@@ -51,18 +51,18 @@ def _expanded(
     path: Path,
     scales: list[str],
 ) -> dict[str, Any]:
-    given = {**systems[kind][name], **systems[kind][name].get(scale, {})}
+    keys = {**systems[kind][name], **systems[kind][name].get(scale, {})}
     below, reference = REFERENCE.get(kind, (None, None))
-    if below:
-        needed = given.get(reference)
+    if below and reference:
+        needed = keys.get(reference)
         if needed not in (systems.get(below) or {}):
             raise InputError(
                 f"{path}: {kind}.{name}.{reference}: found {needed!r}; choose from "
                 f"{', '.join(systems.get(below) or {})}"
             )
-        given[reference] = _named(needed, seed, _seeds(systems[below][needed], scale))
-    own = {key: value for key, value in given.items() if key not in (*scales, "seeds")}
-    return {"name": _named(name, seed), "system": name, "scale": scale, "seed": seed} | own
+        keys[reference] = _named(str(needed), seed, _seeds(systems[below][needed], scale))
+    settings = {key: value for key, value in keys.items() if key not in (*scales, "seeds")}
+    return {"name": _named(name, seed), "system": name, "scale": scale, "seed": seed} | settings
 
 
 def _named(system: str, seed: int, seeds: int | None = None) -> str:

@@ -52,21 +52,44 @@ def batch_norm(norms: Sequence[nn.BatchNorm2d], x: Tensor, scale: Tensor | None 
     first = norms[0]
     weight, bias = affine_of(norms, scale)
     if first.training and active():
-        result, mean, var, count = _synchronised(x, weight, bias, first.eps)
+        result, batch_mean, batch_var, count = _synchronised(x, weight, bias, first.eps)
         if first.track_running_stats:
-            record_batch(norms, mean.chunk(len(norms)), var.chunk(len(norms)), count)
+            parts = batch_mean.chunk(len(norms)), batch_var.chunk(len(norms))
+            record_batch(norms, *parts, count)
         return result
     recording = first.training and first.track_running_stats
-    mean = var = None
+    mean: Tensor | None = None
+    var: Tensor | None = None
     if recording or not first.training:
-        mean = joined([norm.running_mean for norm in norms])
-        var = joined([norm.running_var for norm in norms])
+        means, variances, _ = zip(*map(statistics_of, norms), strict=True)
+        mean, var = joined(means), joined(variances)
     result = nn.functional.batch_norm(
-        x, mean, var, weight, bias, first.training, first.momentum, first.eps
+        x, mean, var, weight, bias, first.training, momentum_of(first), first.eps
     )
-    if recording:
+    if recording and mean is not None and var is not None:
         record_statistics(norms, mean, var)
     return result
+
+
+def statistics_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor]:
+    """The running mean, running variance and number of batches of a norm.
+
+    Raises:
+        TypeError: if it has none.
+    """
+    mean, var, batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    if mean is None or var is None or batches is None:
+        raise TypeError(f"found a batch norm without running statistics: {norm}")
+    return mean, var, batches
+
+
+def momentum_of(norm: nn.BatchNorm2d) -> float:
+    """The momentum of the running statistics.
+
+    Raises:
+        TypeError: for a cumulative average, whose momentum is None.
+    """
+    return float(norm.momentum)  # type: ignore[arg-type]  # None raises the TypeError
 
 
 def _synchronised(
@@ -105,7 +128,8 @@ def affine_of(
         if scale is None:
             return None, None
         # A stride-0 (expanded) weight gives wrong gradients in channels-last batch norm.
-        return scale.to(first.running_mean.dtype).repeat_interleave(first.num_features), None
+        dtype = statistics_of(first)[0].dtype
+        return scale.to(dtype).repeat_interleave(first.num_features), None
     return joined([norm.weight for norm in norms]), joined([norm.bias for norm in norms])
 
 
@@ -120,10 +144,11 @@ def record_statistics(norms: Sequence[nn.BatchNorm2d], mean: Tensor, var: Tensor
     """Write running statistics, (E C,), into the norms that they belong to."""
     statistics = zip(mean.chunk(len(norms)), var.chunk(len(norms)), strict=True)
     for norm, (norm_mean, norm_var) in zip(norms, statistics, strict=True):
-        if norm_mean.data_ptr() != norm.running_mean.data_ptr():
-            norm.running_mean.copy_(norm_mean)
-            norm.running_var.copy_(norm_var)
-        norm.num_batches_tracked.add_(1)
+        running_mean, running_var, batches = statistics_of(norm)
+        if norm_mean.data_ptr() != running_mean.data_ptr():
+            running_mean.copy_(norm_mean)
+            running_var.copy_(norm_var)
+        batches.add_(1)
 
 
 @torch.no_grad()
@@ -138,16 +163,17 @@ def record_batch(
     Args:
         means, variances: of each norm, the variance biased; the norms record the unbiased one.
     """
-    unbiased = torch._foreach_mul(variances, count / (count - 1))
-    momentum = norms[0].momentum
-    torch._foreach_lerp_([norm.running_mean for norm in norms], means, momentum)
-    torch._foreach_lerp_([norm.running_var for norm in norms], unbiased, momentum)
-    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+    unbiased = torch._foreach_mul(list(variances), count / (count - 1))
+    momentum = momentum_of(norms[0])
+    running_means, running_vars, batches = zip(*map(statistics_of, norms), strict=True)
+    torch._foreach_lerp_(list(running_means), list(means), momentum)
+    torch._foreach_lerp_(list(running_vars), list(unbiased), momentum)
+    torch._foreach_add_(list(batches), 1)
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:
     """Concatenate along the first dimension; a single tensor stays itself."""
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def factors(

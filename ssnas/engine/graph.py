@@ -93,7 +93,7 @@ class Graph:
         for group, weights in zip(self.groups, self._scales(scale), strict=True):
             leaving.setdefault(group.sources, []).append((group, weights))
         for sources in sorted(leaving, key=max):
-            add_groups(states, concatenated([states[i] for i in sources]), leaving[sources])
+            add_groups(states, _read(states, sources), leaving[sources])
         return states[self.inputs :]
 
     def _by_states(
@@ -130,16 +130,23 @@ class _Step:
 
     def __call__(self, states: list[Tensor | None], scales: Sequence[Tensor | None]) -> None:
         """Add the groups' outputs to the states that follow, in the list."""
-        read = [states[source] for source in self.sources]
-        weights = [scales[i] for i in self.known if scales[i] is not None]
+        read = [state for state in (states[i] for i in self.sources) if state is not None]
+        known = [scale for scale in (scales[i] for i in self.known) if scale is not None]
         states[self.first :] = self.graph(
-            read, joined(weights) if weights else None, states[self.first :]
+            read, joined(known) if known else None, states[self.first :]
         )
         x = concatenated(read)
         for i, group in self.unknown:
+            weights = scales[i]
             for position, (op, target) in enumerate(zip(group.ops, group.targets, strict=True)):
-                value = op(x) if scales[i] is None else scales[i][position] * op(x)
-                states[target] = value if states[target] is None else states[target] + value
+                value = op(x) if weights is None else weights[position] * op(x)
+                total = states[target]
+                states[target] = value if total is None else total + value
+
+
+def _read(states: Sequence[Tensor | None], sources: Sequence[int]) -> Tensor:
+    """The channels of several states, one after the other."""
+    return concatenated([state for state in (states[i] for i in sources) if state is not None])
 
 
 def concatenated(states: Sequence[Tensor]) -> Tensor:
@@ -150,7 +157,7 @@ def concatenated(states: Sequence[Tensor]) -> Tensor:
         torch.Size([1, 5, 4, 4])
     """
     if len(states) > 1 and _compiled(states[0]):
-        return torch.cat(states, dim=1)
+        return torch.cat(list(states), dim=1)
     return concatenated_densely(states)
 
 

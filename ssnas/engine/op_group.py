@@ -236,10 +236,10 @@ class OpGroup:
         return known if len(known) == len(descriptions) else None
 
     @property
-    def norms(self) -> list[nn.BatchNorm2d] | None:
-        """The batch norms at the operations' ends, if they have any."""
+    def norms(self) -> list[nn.BatchNorm2d]:
+        """The batch norms at the operations' ends; none if the operations have none."""
         norms = [op.norm for op in self.described or ()]
-        return [norm for norm in norms if norm is not None] or None
+        return [norm for norm in norms if norm is not None]
 
     @property
     def layers(self) -> list[list[SeparableLayer]]:

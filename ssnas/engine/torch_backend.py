@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from ssnas.engine.batch_norm import batch_norm, joined, record_statistics
+from ssnas.engine.batch_norm import batch_norm, joined, record_statistics, statistics_of
 from ssnas.engine.op_group import Normalise, OpGroup, Pool, Project, SeparableLayer
 
 
@@ -86,7 +87,8 @@ def _side_by_side(group: OpGroup, readings: Readings, scale: Tensor | None) -> T
         return batch_norm(norms, readings.x, scale)
     if isinstance(first, Project):
         pixels = readings.x if first.stride == 1 else _BothGrids.apply(readings.x)
-        return batch_norm(norms, conv2d(pixels.relu(), joint_kernel(ops)), scale)
+        projections = [op for op in ops if isinstance(op, Project)]
+        return batch_norm(norms, conv2d(pixels.relu(), joint_kernel(projections)), scale)
     if layers := group.layers:
         value = _separable(readings, layers[0])
         for before, layer in pairwise(layers):
@@ -97,8 +99,9 @@ def _side_by_side(group: OpGroup, readings: Readings, scale: Tensor | None) -> T
         norm, *others = norms
         value = batch_norm([norm], first.pool(readings.x))
         if norm.training and norm.track_running_stats:
+            mean, var, _ = statistics_of(norm)
             for other in others:
-                record_statistics([other], norm.running_mean, norm.running_var)
+                record_statistics([other], mean, var)
     else:
         value = group.ops[0](readings.x)
     channels = value.shape[1]
@@ -152,12 +155,12 @@ class _Concatenate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
         ctx.widths = [part.shape[1] for part in parts]
         return torch.cat(parts, dim=1)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         parts = gradient.split(ctx.widths, dim=1)
         return tuple(part.contiguous(memory_format=torch.channels_last) for part in parts)
 
@@ -169,13 +172,13 @@ class _BothGrids(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.size = x.shape
         odd = pad(x[:, :, 1::2, 1::2], (0, x.shape[3] % 2, 0, x.shape[2] % 2))
         return torch.cat([x[:, :, ::2, ::2], odd], dim=1)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         n, channels, height, width = ctx.size
         even, odd = gradient.split(channels, dim=1)
         x = gradient.new_zeros((n, height, width, channels)).permute(0, 3, 1, 2)

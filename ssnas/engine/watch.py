@@ -55,7 +55,7 @@ class Watch:
         every module called, under a transformation of `torch.func`, for tensors that are no plain
         ones, and where batch norms are in several modes.
         """
-        if type(x) is not Tensor or transformed() or torch.jit.is_tracing():
+        if type(x) is not Tensor or transformed() or _tracing():
             return False
         if any(self._hooks) or any(getattr(_GLOBAL, f"_global{kind}") for kind in _HOOKS):
             return False
@@ -63,6 +63,10 @@ class Watch:
             return False
         modes = {(n.training, n.track_running_stats, n.momentum, n.eps) for n in self._norms}
         return len(modes) < 2
+
+
+def _tracing() -> bool:
+    return bool(torch._C._get_tracing_state())
 
 
 def transformed() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -135,16 +136,17 @@ class Backbone(nn.Module):
         width = stem_multiplier * channels
         self.stem = STEMS[stem](in_channels, width)
         self.kinds = cell_kinds(num_cells)
-        self.cells = nn.ModuleList()
+        cells: list[Cell] = []
         previous, previous_reduce = (width, width), self.stem.reduces
         for kind in self.kinds:
             reduce = kind == "reduce"
             channels *= 2 if reduce else 1
             cell = Cell(ops[kind], previous, channels, reduce, previous_reduce, affine, partial)
-            self.cells.append(prepare(cell))
+            cells.append(prepare(cell))
             previous, previous_reduce = (previous[1], NUM_NODES * channels), reduce
         if partial > 1:
             self.cell_by_cell = True
+        self.cells = nn.ModuleList(cells)
         self._graph = CellGraph(self.cells, self.stem.groups())
         self._graphs: dict[Cell, CellGraph] = {}
         self.channels, self.last_widths = channels, previous
@@ -177,9 +179,9 @@ class Backbone(nn.Module):
         if self.accelerated and not self.cell_by_cell and self._graph.takes(x):
             return self._graph(self.stem.before_groups(x), tables)
         s0, s1 = self.stem(x)
-        outputs = [[s0], [s1]]
+        outputs: list[Sequence[Tensor]] = [[s0], [s1]]
         for cell, table in zip(self.cells, tables, strict=True):
-            s0, s1 = s1, self.run_cell(cell, s0, s1, table)
+            s0, s1 = s1, self.run_cell(cast(Cell, cell), s0, s1, table)
             outputs = [outputs[-1], [s1]]
         return outputs
 
@@ -194,4 +196,5 @@ class Backbone(nn.Module):
             graph = self._graphs.setdefault(cell, CellGraph([cell]))
             if graph.takes(s1):
                 return concatenated(graph([s0, s1], [weights])[-1])
-        return cell(s0, s1, weights)
+        output: Tensor = cell(s0, s1, weights)
+        return output

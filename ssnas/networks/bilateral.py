@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,9 @@ class BilateralSupernet(Supernet):
         chosen = self.architecture() if architecture is None else architecture
         return self._head(self.states(x, chosen), name, chosen)
 
-    def forward(self, x: Tensor, ratio: float = 0.5) -> Tensor:
+    def forward(  # type: ignore[override]  # two branches have a ratio, no single architecture
+        self, x: Tensor, ratio: float = 0.5
+    ) -> Tensor:
         """Logits (N, C): a f_instance(x) + (1 − a) f_balanced(x), with one pass of the backbone.
 
         Args:
@@ -134,8 +137,10 @@ class BilateralSupernet(Supernet):
     def _head(
         self, states: tuple[Tensor, Tensor], name: str, architecture: Mapping[str, Tensor]
     ) -> Tensor:
-        output = self.run_cell(self.branches[name], *states, architecture[name])
-        return self.classifiers[name](output.mean(dim=(2, 3)))
+        cell = cast(Cell, self.branches[name])
+        output = self.run_cell(cell, *states, architecture[name])
+        logits: Tensor = self.classifiers[name](output.mean(dim=(2, 3)))
+        return logits
 
 
 def bilateral_loss(
@@ -161,9 +166,10 @@ def bilateral_loss(
 
 
 def _mix(ratio: float, instance: Callable[[], Tensor], balanced: Callable[[], Tensor]) -> Tensor:
-    """a · instance + (1 − a) · balanced, without computing what has no share."""
+    """a · instance + (1 − a) · balanced, without computing a branch that has no share."""
     shares = ((ratio, instance), (1 - ratio, balanced))
-    return sum(share * compute() for share, compute in shares if share)
+    first, *others = [share * compute() for share, compute in shares if share]
+    return sum(others, start=first)
 
 
 def parabolic(progress: float) -> float:
@@ -239,20 +245,13 @@ def build_supernet(
     Raises:
         InputError: for partial channels in a bilateral supernet, which has none.
     """
-    common = {
-        "channels": config.channels,
-        "num_cells": config.cells,
-        "in_channels": in_channels,
-        "relaxation": config.relaxation,
-        "stem_multiplier": config.stem_multiplier,
-        "num_classes": num_classes,
-        "stem": config.stem,
-        "checkpoint": config.checkpoint,
-    }
+    sizes = config.channels, config.cells, in_channels, config.relaxation, config.stem_multiplier
     if config.sampling != "bilateral":
-        return Supernet(**common, partial=config.partial)
+        return Supernet(*sizes, num_classes, config.partial, config.stem, config.checkpoint)
     if config.partial > 1:
         raise InputError(
             f"search.partial: found {config.partial} with sampling bilateral; accepted is 1"
         )
-    return BilateralSupernet(**common)
+    if num_classes is None:
+        raise InputError("search.sampling: found bilateral without classes to tell apart")
+    return BilateralSupernet(*sizes, num_classes, config.stem, config.checkpoint)

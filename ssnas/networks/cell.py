@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,7 @@ class Cell(nn.Module):
             )
         self.reduce = reduce
         self.partial = partial
+        self.weight_order: tuple[int, ...] | None = None
         self._seen = channels // partial
         adapt = FactorizedReduce if previous_reduce else ConvNorm
         self.preprocess0 = adapt(previous[0], channels, affine)
@@ -98,13 +100,13 @@ class Cell(nn.Module):
                 for edge, (source, target) in enumerate(EDGES)
                 if target == node and str(edge) in self.edges
             ]
-            states.append(sum(term for terms in edges for term in terms))
+            states.append(_total([term for edge in edges for term in edge]))
         return torch.cat(states[NUM_INPUTS:], dim=1)
 
     def _edge(self, edge: int, source: int, state: Tensor, weights: Tensor | None) -> list[Tensor]:
         """The terms that an edge adds to its node."""
         seen, other = self.split(source, state)
-        ops = self.edges[str(edge)].values()
+        ops = self.ops(edge).values()
         if weights is None:
             values = [op(seen) for op in ops]
         else:
@@ -112,8 +114,12 @@ class Cell(nn.Module):
         if other is None:
             return values
         other = other if weights is None else weights.sum() * other
-        joint = torch.cat([sum(values), other], dim=1)
+        joint = torch.cat([_total(values), other], dim=1)
         return [nn.functional.channel_shuffle(joint, self.partial)]
+
+    def ops(self, edge: int) -> dict[str, nn.Module]:
+        """The operations on an edge of `space.EDGES`, by name."""
+        return dict(cast(nn.ModuleDict, self.edges[str(edge)]).items())
 
     @property
     def device(self) -> torch.device:
@@ -130,3 +136,7 @@ class Cell(nn.Module):
             return state, None
         seen, other = state.split((self._seen, state.shape[1] - self._seen), dim=1)
         return seen, bypass(other, self.stride(source))
+
+
+def _total(terms: Sequence[Tensor]) -> Tensor:
+    return sum(terms[1:], start=terms[0])

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssnas.engine.batch_norm import joined
 from ssnas.engine.graph import Graph, accumulate, concatenated
@@ -34,13 +34,20 @@ class CellGraph:
         before: groups of operations that come before them, each making one state.
     """
 
-    def __init__(self, cells: Sequence[Cell], before: Sequence[OpGroup] = ()) -> None:
-        self.cells, self.before = cells, before
+    def __init__(
+        self, cells: Sequence[Cell] | nn.ModuleList, before: Sequence[OpGroup] = ()
+    ) -> None:
+        self._cells, self.before = cells, before
         self._forget()
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells, as they are now."""
+        return [cast(Cell, cell) for cell in self._cells]
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy looks at its own modules anew."""
-        copied = CellGraph(self.cells, self.before)
+        copied = CellGraph(self._cells, self.before)
         return vars(copied)
 
     def _forget(self) -> None:
@@ -58,13 +65,14 @@ class CellGraph:
         if self._watch is None or self._watch.changed():
             self._forget()
             before = [op for group in self.before for op in group.ops]
-            self._watch = Watch([*before, *self.cells])
+            cells = [self._cells] if isinstance(self._cells, nn.Module) else self.cells
+            self._watch = Watch([*before, *cells])
             self._leaving = [_LeavingEdges(cell) for cell in self.cells]
         return self._watch.allows(x)
 
     def __call__(
         self, inputs: Sequence[Tensor], weights: Sequence[Tensor | None]
-    ) -> list[list[Tensor]]:
+    ) -> list[Sequence[Tensor]]:
         """The two inputs of the first cell, and then the nodes of every cell.
 
         Args:
@@ -77,7 +85,7 @@ class CellGraph:
         count = len(distinct)
         if count not in self._graphs:
             self._graphs[count] = self._graph(count)
-        states = [*distinct, *self._graphs[count](distinct, self._scale(weights))]
+        states = [*distinct, *_all(self._graphs[count](distinct, self._scale(weights)))]
         first = count + len(self.before)
         ends = range(first + NUM_STATES, len(states) + 1, NUM_STATES)
         nodes = [states[end - NUM_NODES : end] for end in ends]
@@ -96,7 +104,8 @@ class CellGraph:
 
     def _graph(self, inputs: int) -> Graph:
         groups, first = [*self.before], inputs + len(self.before)
-        s0, s1 = (len(self.before),), (first - 1,)
+        s0: tuple[int, ...] = (len(self.before),)
+        s1: tuple[int, ...] = (first - 1,)
         for leaving in self._leaving:
             groups += leaving.input_groups(s0, s1, first)
             for start in range(NUM_STATES - 1):
@@ -112,7 +121,7 @@ class CellGraph:
         if count not in self._graphs:
             groups = leaving.input_groups((0,), (count - 1,), count)
             self._graphs[count] = Graph(groups, count, NUM_INPUTS)
-        states = self._graphs[count](inputs)
+        states = _all(self._graphs[count](inputs))
         scale = self._scale([weights])
         scales = [None] * (NUM_STATES - 1) if scale is None else scale.split(leaving.counts)
         sums: list[Tensor | None] = [None] * NUM_NODES
@@ -123,13 +132,19 @@ class CellGraph:
             seen = seen.contiguous(memory_format=torch.channels_last)
             for edge, node in leaving.edges[start]:
                 beta = None if weights is None else weights[edge].sum()
-                bypassed[node] = accumulate(bypassed[node], other, beta)
+                if other is not None:
+                    bypassed[node] = accumulate(bypassed[node], other, beta)
             sums = leaving.from_state(start)([seen], scales[start], sums)
             node = start + 1 - NUM_INPUTS
             if node >= 0:
-                joint = concatenated([sums[node], bypassed[node]])
+                joint = concatenated(_all([sums[node], bypassed[node]]))
                 states.append(channel_shuffle(joint, cell.partial))
         return states[NUM_INPUTS:]
+
+
+def _all(states: Sequence[Tensor | None]) -> list[Tensor]:
+    """The states, each of which an operation enters."""
+    return [state for state in states if state is not None]
 
 
 class _LeavingEdges:
@@ -155,7 +170,7 @@ class _LeavingEdges:
         """Each operation but `none` with the edges that carry it, side by side if alike."""
         kinds: dict[Hashable, tuple[str, list[int]]] = {}
         for edge, _ in leaving:
-            for name, op in self.cell.edges[str(edge)].items():
+            for name, op in self.cell.ops(edge).items():
                 if isinstance(op, Zero):
                     continue
                 description = describe(op)
@@ -172,9 +187,9 @@ class _LeavingEdges:
     @cached_property
     def order(self) -> tuple[int, ...]:
         """For each weight of the groups, start by start, its position in w(α), (14, ops)."""
-        width = max((len(ops) for ops in self.cell.edges.values()), default=0)
+        width = max((len(self.cell.ops(int(edge))) for edge in self.cell.edges), default=0)
         return tuple(
-            edge * width + list(self.cell.edges[str(edge)]).index(name)
+            edge * width + list(self.cell.ops(edge)).index(name)
             for kinds in self._kinds
             for name, edges in kinds
             for edge in edges
@@ -208,7 +223,7 @@ class _LeavingEdges:
         """
         groups = [
             OpGroup(
-                [self.cell.edges[str(edge)][name] for edge in edges],
+                [self.cell.ops(edge)[name] for edge in edges],
                 tuple(first + EDGES[edge][1] for edge in edges),
                 (source,),
             )
@@ -237,8 +252,8 @@ def prepare(cell: Cell, leaving: _LeavingEdges | None = None) -> Cell:
     As a buffer it moves with the cell: to copy it in a step would make an accelerator wait.
     """
     leaving = leaving or _LeavingEdges(cell)
-    if getattr(cell, "_order_of", None) != leaving.order:
+    if cell.weight_order != leaving.order:
         order = torch.tensor(leaving.order, dtype=torch.long, device=cell.device)
         cell.register_buffer(ORDER, order, persistent=False)
-        cell._order_of = leaving.order
+        cell.weight_order = leaving.order
     return cell

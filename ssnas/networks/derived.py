@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ssnas.errors import InputError
 from ssnas.networks.backbone import Backbone
-from ssnas.networks.genotype import Genotype
+from ssnas.networks.genotype import Edge, Genotype
 from ssnas.networks.space import CELL_KINDS, EDGES
 
 
@@ -56,14 +57,14 @@ class DerivedNetwork(Backbone):
         return self.classifier(self.features(x))
 
 
-def _ops_by_edge(edges) -> dict[int, list[str]]:
+def _ops_by_edge(edges: Iterable[Edge]) -> dict[int, list[str]]:
     ops: dict[int, list[str]] = {}
     for source, target, op in edges:
         ops.setdefault(EDGES.index((source, target)), []).append(op)
     return ops
 
 
-def inherit(network: DerivedNetwork, weights: Mapping[str, Tensor]) -> None:
+def inherit(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Give `network` the weights of the supernet, or of a network of the same genotype (T21).
 
     Stem, preprocessing and the chosen operations are taken over with their batch-norm statistics;
@@ -131,9 +132,9 @@ def multiply_adds(module: nn.Module, x: Tensor) -> int:
     """
     total = 0
 
-    def count(layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
+    def count(layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
-        total += layer.weight[0].numel() * output[0].numel()
+        total += cast(Tensor, layer.weight)[0].numel() * output[0].numel()
 
     twin = copy.deepcopy(module).eval()
     for layer in twin.modules():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -29,6 +29,10 @@ class Edge(NamedTuple):
     source: int
     target: int
     op: str
+
+
+Candidates = list[tuple[float, Edge]]
+"""Edges with the weights of their operations."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ def derive(
         >>> derive({"normal": weights, "reduce": weights}, "darts").normal[:2]
         (Edge(source=0, target=2, op='skip_connect'), Edge(source=0, target=3, op='skip_connect'))
     """
-    rules = {
+    rules: dict[str, Callable[[Candidates], list[Edge]]] = {
         "argmax": _argmax,
         "darts": _darts,
         "threshold": lambda candidates: _threshold(candidates, threshold),
@@ -177,9 +181,6 @@ def derive(
         ]
         cells[kind] = tuple(choose(candidates))
     return Genotype(**cells)
-
-
-Candidates = list[tuple[float, Edge]]
 
 
 def _strongest(candidates: Candidates, count: int) -> Candidates:

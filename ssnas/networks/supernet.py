@@ -96,7 +96,7 @@ class Supernet(Backbone):
 
     def architecture(self) -> dict[str, Tensor]:
         """w(α), with partial channels β·w(α), of each cell kind, (14, ops)."""
-        return _relaxed(self.alphas, self.betas, self.relaxation)
+        return _relaxed(dict(self.alphas.items()), dict(self.betas.items()), self.relaxation)
 
     def architecture_parameters(self) -> list[nn.Parameter]:
         """All α and β."""
@@ -210,9 +210,9 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def _recording(module: nn.Module) -> list[nn.Module]:
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
-    return [m for m in module.modules() if isinstance(m, kinds) and m.track_running_stats]
+def _recording(module: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
+    norms = (m for m in module.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d))
+    return [norm for norm in norms if norm.track_running_stats]
 
 
 def _repeated(cell: Cell) -> AbstractContextManager[None]:

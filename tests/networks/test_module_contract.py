@@ -221,3 +221,15 @@ def test_without_a_look_the_engine_computes(network, x, computed_by_engine, monk
         monkeypatch.setattr(autograd, "compute", None)
         with pytest.raises(TypeError):
             network(x)
+
+
+def test_an_exchanged_cell_counts(network, x):
+    before = network(x)
+    other = copy.deepcopy(network.cells[0])
+    with torch.no_grad():
+        other.preprocess0.pointwise.weight.mul_(-1)
+    network.cells[0] = other
+    plain = copy.deepcopy(network)
+    plain.accelerated = False
+    assert_close(network(x), plain(x))
+    assert (network(x) - before).abs().max() > 1e-3

@@ -110,8 +110,8 @@ class Plan:
         for norm in self.norms:
             buffers = norm.running_mean, norm.running_var, norm.num_batches_tracked
             for tensor, kind in zip(buffers, types, strict=True):
-                usable = tensor is not None and tensor.is_cpu and tensor.is_contiguous()
-                if not usable or tensor.dtype != kind:
+                dense = tensor is not None and tensor.is_cpu and tensor.is_contiguous()
+                if tensor is None or not dense or tensor.dtype != kind:
                     raise TypeError(
                         "running statistics must be dense, on the CPU, and of the images' type; "
                         "the number of batches, of int64"
@@ -419,7 +419,7 @@ class _Mixed(torch.autograd.Function):
         return sums
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         _, _, *needs = ctx.needs_input_grad
         reached = [gradient is not None for gradient in gradients]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import NamedTuple, TypeVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 
-from ssnas.engine.batch_norm import affine_of
+from ssnas.engine.batch_norm import affine_of, momentum_of
 from ssnas.engine.cpu.passes import BackwardPass, ForwardPass, LearnedTensors
-from ssnas.engine.cpu.tape import Argument, Region
+from ssnas.engine.cpu.tape import Argument, Arguments, Region
 from ssnas.engine.op_group import (
     Description,
     Normalise,
@@ -99,7 +98,10 @@ class NormGroup:
 
     def __init__(self, norms: Sequence[nn.BatchNorm2d], learned: LearnedTensors) -> None:
         self.norms, self.first = norms, norms[0]
-        self.affine = learned.add(2, partial(affine_of, norms)) if self.first.affine else None
+        self.affine = learned.add(2, self._affine_parameters) if self.first.affine else None
+
+    def _affine_parameters(self) -> list[Tensor]:
+        return [parameter for parameter in affine_of(self.norms) if parameter is not None]
 
     def moments(self, fwd: ForwardPass, y: Region) -> tuple[Region, Region | None]:
         """Mean and variance of y, one after the other.
@@ -132,16 +134,18 @@ class NormGroup:
         for i, norm in enumerate(self.norms):
             start = i * channels % width
             batch = moments.part(start, channels), moments.part(width + start, channels)
-            momentum = float(self.first.momentum)  # type: ignore[arg-type]
-            records.append((momentum, *fwd.statistics[norm], *batch, channels, pixels))
+            records.append(
+                (momentum_of(self.first), *fwd.statistics[norm], *batch, channels, pixels)
+            )
         fwd.tape.call("record", records, len(records))
 
     def applied(self, fwd: ForwardPass, moments: Region) -> AppliedNorm:
         """The norms as applied to an output of this mean and variance."""
         width = moments.count // 2
-        affine = (None, None) if self.affine is None else fwd.tensors[self.affine]
+        weight, bias = (None, None) if self.affine is None else fwd.tensors[self.affine]
         mean, var = moments.parts([(width,), (width,)])
-        return AppliedNorm(mean, var, float(self.first.eps), *affine, fixed=not self.first.training)
+        fixed = not self.first.training
+        return AppliedNorm(mean, var, float(self.first.eps), weight, bias, fixed=fixed)
 
 
 @dataclass(frozen=True)
@@ -214,7 +218,7 @@ class LoweredGroup:
 
     def __init__(self, group: OpGroup, learned: LearnedTensors) -> None:
         self.group, self.targets, self.sources = group, group.targets, group.sources
-        self.norms = None if group.norms is None else NormGroup(group.norms, learned)
+        self.norms = NormGroup(group.norms, learned) if group.norms else None
 
     def forward(self, fwd: ForwardPass) -> GroupOutput:
         """Call the kernels that compute it."""
@@ -398,11 +402,11 @@ class _SideBySide:
     def __init__(
         self, layers: Sequence[SeparableLayer], norms: NormGroup, learned: LearnedTensors
     ) -> None:
-        kinds = [op.depthwise for op in layers], [op.pointwise for op in layers]
+        depthwise, pointwise = [op.depthwise for op in layers], [op.pointwise for op in layers]
         self.kernels = [
             # Autograd follows these copies; made within its function, it would not.
-            learned.add(len(kind), lambda kind=kind: [c.weight.contiguous() for c in kind])
-            for kind in kinds
+            learned.add(len(layers), lambda: [c.weight.contiguous() for c in depthwise]),
+            learned.add(len(layers), lambda: [c.weight.contiguous() for c in pointwise]),
         ]
         self.norms = norms
         self.edges, self.first = len(layers), layers[0]
@@ -447,11 +451,9 @@ class _SideBySide:
         of_kernels: list[list[Region] | None] = [None, None]
         if bwd.needs(*self.kernels):
             of_kernels = [bwd.of_tensors(where) for where in self.kernels]
-        bwd.tape.call(
-            "convolve_backward",
-            *(self._shape(x), x, before, *kernels, gradient.arguments(bwd)),
-            *(*of_x, moments, *of_kernels),
-        )
+        arguments: list[Argument | Arguments] = [self._shape(x), x, before, *kernels]
+        arguments += [gradient.arguments(bwd), *of_x, moments, *of_kernels]
+        bwd.tape.call("convolve_backward", *arguments)
 
     def backward_to_layer(
         self,

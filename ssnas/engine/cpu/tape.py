@@ -11,7 +11,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -79,6 +79,8 @@ class Region:
 
 
 Argument = int | float | Region | None
+Arguments = Sequence[Any]
+"""Arguments, and sequences of them for structures and arrays, to any depth."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Call:
     """
 
     kernel: str
-    arguments: Sequence[Argument | Sequence]
+    arguments: Arguments
     start: int
 
 
@@ -115,7 +117,7 @@ class Tape:
 
     def __init__(self, dtype: torch.dtype, after: Tape | None = None) -> None:
         self.dtype, self.size = dtype, 0
-        self.tensors = 0 if after is None else after.tensors
+        self.tensors: int = 0 if after is None else after.tensors
         self._memory = self.tensor(())
         self._idle: list[tuple[int, int]] = []  # free scratch memory: (start, end), by address
         self._words: list[int] = []
@@ -160,7 +162,7 @@ class Tape:
         line = 64 // self.dtype.itemsize
         return (-(-count // line) + 1) * line
 
-    def call(self, kernel: str, *arguments: Argument | Sequence) -> None:
+    def call(self, kernel: str, *arguments: Argument | Arguments) -> None:
         """Append a call.
 
         Args:
@@ -175,7 +177,7 @@ class Tape:
         self.calls.append(Call(kernel, arguments, self._enter(words)))
         self._run = None
 
-    def structure(self, values: Sequence) -> Region:
+    def structure(self, values: Arguments) -> Region:
         """Lay out a C structure or array among the tape's words; nested sequences lie in it."""
         return Region(WORDS, self._enter(_flat(values)), ())
 
@@ -215,7 +217,7 @@ class Tape:
             self.observer(seconds)
 
 
-def _flat(values: Sequence) -> Iterator[Argument]:
+def _flat(values: Arguments) -> Iterator[Argument]:
     for value in values:
         if isinstance(value, Sequence):
             yield from _flat(value)

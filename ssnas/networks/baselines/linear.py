@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ssnas.data import Dataset
@@ -33,5 +33,5 @@ def linear_classifier(train: Dataset, test: Dataset) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def _regression():
+def _regression() -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=LINEAR_ITERATIONS))
