@@ -47,7 +47,7 @@ def commands(page, program):
         for command in line.split(" #")[0].split("&&"):
             words = shlex.split(command) if command.strip().startswith(program) else []
             if words[:1] == [program] and len(words) > 1:
-                yield words, "cd papers" in line
+                yield words, "cd papers" in line or page.parent == ROOT / "papers"
 
 
 def every(program):
