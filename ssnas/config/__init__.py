@@ -1,1 +1,1 @@
-"""The parameters of a run: what is accepted (`schema`), and how they are read (`load`)."""
+"""The parameters of a run: their declaration (`schema`) and their files (`load`, `systems`)."""

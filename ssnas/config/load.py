@@ -8,32 +8,79 @@ main run, in papers/rows.yaml for the rows of the papers' tables.
 from __future__ import annotations
 
 import dataclasses
-import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from ssnas.config.schema import SCALED, SECTIONS, TOP_LEVEL, Run, build, checked, choices_of
+from ssnas.config.schema import (
+    SCALED,
+    SECTIONS,
+    TOP_LEVEL,
+    Run,
+    build,
+    check_key,
+    check_value,
+    choices_of,
+)
 from ssnas.errors import InputError
 
 PARAMS = Path("params.yaml")
 ROWS = Path("papers/rows.yaml")
 
 
+class _DuplicateKey(Exception):
+    """A key that stands twice in a mapping; `path` leads to it from the top of the file."""
+
+    def __init__(self, key: str, lines: tuple[int, int]) -> None:
+        self.path, self.lines = [key], lines
+
+    def __str__(self) -> str:
+        first, second = self.lines
+        return (
+            f"{'.'.join(self.path)}: found in lines {first} and {second}; accepted is one of them"
+        )
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key that stands twice, where YAML takes the last one."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        try:
+            return super().compose_node(parent, index)
+        except _DuplicateKey as error:
+            # `index` is the key of this node in a mapping, and its number in a sequence.
+            if index is not None:
+                error.path.insert(0, str(getattr(index, "value", index)))
+            raise
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if (key.tag, key.value) in lines:
+                    raise _DuplicateKey(key.value, (lines[key.tag, key.value], line))
+                lines[key.tag, key.value] = line
+        return node
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """Read the mapping in a YAML file.
 
     Raises:
-        InputError: if the file is missing, is not YAML, or holds something else.
+        InputError: if the file is missing, is not YAML, holds something else, or has a key twice.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError as error:
         raise InputError(
             f"{path}: not found; run the command from the project's top folder"
         ) from error
+    except _DuplicateKey as error:
+        raise InputError(f"{path}: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
@@ -42,79 +89,122 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_main(path: Path = PARAMS) -> Run:
-    """The main run: the top level of params.yaml.
+    """Load the main run, the top level of params.yaml.
 
     Raises:
-        InputError: for a wrong key or value, see `build`.
+        InputError: for a wrong key or value; it names the file and the key as the user wrote it.
     """
     document = read_yaml(path)
     known = (*TOP_LEVEL, *SECTIONS, "scales")
     for key in document:
         if key not in known:
             raise InputError(f"{path}: {key}: unknown key; choose from {', '.join(known)}")
-    for key in SECTIONS:
-        if not isinstance(document.get(key, {}), dict):
-            raise InputError(f"{path}: {key}: found {document[key]!r}; accepted is a mapping")
-    scale, preset = _scale(document, document.get("scale", "small"), path)
-    routed = {
-        "data": _pick(document, dataset="dataset"),
-        "finetune": _pick(document, loss="loss"),
-        "transfer": _pick(document, loss="loss"),
-    }
+    scale = document.get("scale", "small")
+    preset = _preset(document, scale, path, f"{path}: scale")
     sections = {
         name: build(
             section,
             f"{path}: {name}",
             preset.get(name, {}),
-            routed.get(name, {}),
-            document.get(name, {}),
+            _routed(document, name, path),
+            _mapping(document.get(name, {}), f"{path}: {name}"),
         )
         for name, section in SECTIONS.items()
     }
     return Run(
         dict.fromkeys(_STEPS, "main"),
         scale,
-        dict.fromkeys(_STEPS, _seed(document, path)),
-        checked(f"{path}: device", document.get("device", "auto"), str, {}),
+        dict.fromkeys(_STEPS, _seed(document, f"{path}: seed")),
+        check_value(document.get("device", "auto"), f"{path}: device", str),
         **sections,
     )
 
 
 _STEPS = ("datasets", "searches", "rows", "transfers")
+_ROUTES = {"dataset": ("data",), "loss": ("finetune", "transfer")}
+"""Keys of the top level, each with the sections whose key of the same name it sets."""
 
 
-def _pick(document: Mapping[str, Any], **routes: str) -> dict[str, Any]:
-    return {key: document[source] for key, source in routes.items() if source in document}
+def _routed(document: Mapping[str, Any], section: str, path: Path) -> dict[str, Any]:
+    """Collect what the top level sets in a section."""
+    return {
+        key: check_key(SECTIONS[section], key, document[key], f"{path}: {key}")
+        for key, sections in _ROUTES.items()
+        if section in sections and key in document
+    }
 
 
-def _scale(document: Mapping[str, Any], name: Any, path: Path) -> tuple[str, dict[str, Any]]:
-    scales = document.get("scales")
-    if not isinstance(scales, dict):
-        raise InputError(f"{path}: scales: found {scales!r}; accepted is a mapping of scales")
-    if name not in scales:
-        raise InputError(f"{path}: scale: found {name!r}; choose from {', '.join(scales)}")
-    preset = scales[name]
-    if not isinstance(preset, dict):
-        raise InputError(f"{path}: scales.{name}: found {preset!r}; accepted is a mapping")
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: found {value!r}; accepted is a mapping")
+    return value
+
+
+def _preset(params: Mapping[str, Any], scale: Any, path: Path, where: str) -> dict[str, Any]:
+    """Look up the sections that a scale presets in params.yaml; `where` is the key of the scale."""
+    scales = _mapping(params.get("scales"), f"{path}: scales")
+    if scale not in list(scales):
+        raise InputError(f"{where}: found {scale!r}; choose from {', '.join(map(str, scales))}")
+    preset = _mapping(scales[scale], f"{path}: scales.{scale}")
     for section, values in preset.items():
         if section not in SCALED or not isinstance(values, dict):
             raise InputError(
-                f"{path}: scales.{name}.{section}: choose from {', '.join(SCALED)}, each a mapping"
+                f"{path}: scales.{scale}.{section}: choose from {', '.join(SCALED)}, each a mapping"
             )
-        build(SECTIONS[section], f"{path}: scales.{name}.{section}", values)
-    return name, preset
+        build(SECTIONS[section], f"{path}: scales.{scale}.{section}", values)
+    return preset
 
 
-def _seed(entry: Mapping[str, Any], where: Path | str) -> int:
-    return checked(f"{where}: seed", entry.get("seed", 0), int, {"low": 0, "high": 2**31 - 1})
+def _seed(entry: Mapping[str, Any], where: str) -> int:
+    seed: int = check_value(entry.get("seed", 0), where, int, {"low": 0, "high": 2**31 - 1})
+    return seed
+
+
+class Reference(NamedTuple):
+    """The entry that another one builds on: its kind, and the key that has its name."""
+
+    kind: str
+    key: str
+
+
+BUILDS_ON = {
+    "searches": Reference("datasets", "dataset"),
+    "rows": Reference("searches", "search"),
+    "baselines": Reference("datasets", "dataset"),
+    "transfers": Reference("rows", "row"),
+}
+"""The links between entries by kind; the other kinds build on none."""
+
+SECTIONS_OF = {
+    "datasets": ("data",),
+    "searches": ("views", "search", "derive"),
+    "rows": ("finetune",),
+    "baselines": ("finetune",),
+    "transfers": ("transfer",),
+    "crossvalidations": ("transfer", "finetune"),
+}
+"""The sections whose keys an entry of each kind sets."""
+
+_ROLE = {"baselines": "rows", "crossvalidations": "transfers"}
+"""Kinds that the stages treat as another one: they lack the links below, and nothing else."""
+
+
+class _Link(NamedTuple):
+    """An entry of rows.yaml, and how messages name it."""
+
+    kind: str
+    where: str
+    entry: dict[str, Any]
 
 
 def load_row(kind: str, key: str, rows_path: Path = ROWS, params_path: Path = PARAMS) -> Run:
-    """The run of a paper row, as far as the entry determines it.
+    """Load the run of a paper row, as far as the entry determines it.
 
     Args:
-        kind: `datasets`, `searches`, `rows`, `baselines`, `transfers` or `crossvalidations`.
+        kind: a key of `SECTIONS_OF`, such as `searches`.
         key: the entry's key in papers/rows.yaml.
+        rows_path: the file of the entries.
+        params_path: the file of the scales and the device.
 
     Raises:
         InputError: for an unknown key, a reference to an entry that is not there, or a wrong
@@ -122,18 +212,11 @@ def load_row(kind: str, key: str, rows_path: Path = ROWS, params_path: Path = PA
     """
     document, params = read_yaml(rows_path), read_yaml(params_path)
     chain = {link.kind: link for link in _chain(document, kind, key, rows_path)}
-    scale, preset = _scale(params, chain[kind].entry["scale"], params_path)
-    sections = {}
-    for group, link in chain.items():
-        reference = REFERENCE.get(group, (None, None))[1]
-        structure = ("name", "system", "scale", "seed", reference)
-        given = {k: v for k, v in link.entry.items() if k not in structure}
-        for section in OWNED[group]:
-            own = {f.name for f in dataclasses.fields(SECTIONS[section])}
-            layer = {k: given.pop(k) for k in list(given) if k in own}
-            sections[section] = build(SECTIONS[section], link.where, preset.get(section, {}), layer)
-        if given:
-            raise InputError(f"{link.where}: unknown key(s) {', '.join(given)}")
+    scale = chain[kind].entry["scale"]
+    preset = _preset(params, scale, params_path, f"{chain[kind].where}.scale")
+    sections: dict[str, Any] = {}
+    for link in chain.values():
+        sections |= _sections(link, preset)
     if kind in _ROLE:
         _check_without_search(kind, chain[kind].where, sections)
     return Run(
@@ -142,14 +225,64 @@ def load_row(kind: str, key: str, rows_path: Path = ROWS, params_path: Path = PA
             for group, link in chain.items()
         },
         scale,
-        {_ROLE.get(group, group): _seed(link.entry, link.where) for group, link in chain.items()},
-        checked(f"{params_path}: device", params.get("device", "auto"), str, {}),
+        {
+            _ROLE.get(group, group): _seed(link.entry, f"{link.where}.seed")
+            for group, link in chain.items()
+        },
+        check_value(params.get("device", "auto"), f"{params_path}: device", str),
         **sections,
     )
 
 
+def _chain(document: Mapping[str, Any], kind: str, key: str, path: Path) -> Iterator[_Link]:
+    """Yield the entry and those that it builds on, down to its data set, all of one scale."""
+    entries = _mapping(document.get(kind) or {}, f"{path}: {kind}")
+    if key not in entries:
+        raise InputError(f"{path}: {kind}.{key}: not there; choose from {', '.join(entries)}")
+    where = f"{path}: {kind}.{key}"
+    entry = _mapping(entries[key], where)
+    reference = BUILDS_ON.get(kind)
+    for required in ("name", "scale", *([reference.key] if reference else [])):
+        if required not in entry:
+            raise InputError(f"{where}: the key {required!r} is missing")
+    yield _Link(kind, where, entry)
+    if reference is None:
+        return
+    below = _mapping(document.get(reference.kind) or {}, f"{path}: {reference.kind}")
+    for other, candidate in below.items():
+        candidate = _mapping(candidate, f"{path}: {reference.kind}.{other}")
+        names = (candidate.get("name"), candidate.get("scale"))
+        if names == (entry[reference.key], entry["scale"]):
+            yield from _chain(document, reference.kind, other, path)
+            return
+    raise InputError(
+        f"{where}.{reference.key}: no {reference.kind} entry is named {entry[reference.key]!r} at "
+        f"scale {entry['scale']!r}"
+    )
+
+
+def _sections(link: _Link, preset: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the sections that an entry sets."""
+    keys = {
+        name: [field.name for field in dataclasses.fields(SECTIONS[name])]
+        for name in SECTIONS_OF[link.kind]
+    }
+    reference = BUILDS_ON.get(link.kind)
+    structure = ["name", "system", "scale", "seed", *([reference.key] if reference else [])]
+    known = [*structure, *(key for fields in keys.values() for key in fields)]
+    for key in link.entry:
+        if key not in known:
+            raise InputError(f"{link.where}.{key}: unknown key; choose from {', '.join(known)}")
+    settings = {key: value for key, value in link.entry.items() if key not in structure}
+    sections = {}
+    for name, fields in keys.items():
+        layer = {key: settings.pop(key) for key in fields if key in settings}
+        sections[name] = build(SECTIONS[name], link.where, preset.get(name, {}), layer)
+    return sections
+
+
 def _check_without_search(kind: str, where: str, sections: Mapping[str, Any]) -> None:
-    """An entry that builds on no search names a published network and starts from no weights."""
+    """Check that an entry without a search names a published network and reads no weights."""
     published = choices_of("ssnas.networks.baselines:BASELINES")
     if sections["finetune"].network not in published:
         raise InputError(
@@ -161,53 +294,3 @@ def _check_without_search(kind: str, where: str, sections: Mapping[str, Any]) ->
             f"{where}.weights: found {sections['transfer'].weights!r}; accepted is none, since "
             "there is no row to take weights from"
         )
-
-
-OWNED = {
-    "datasets": ("data",),
-    "searches": ("views", "search", "derive"),
-    "rows": ("finetune",),
-    "baselines": ("finetune",),
-    "transfers": ("transfer",),
-    "crossvalidations": ("transfer", "finetune"),
-}
-REFERENCE = {
-    "searches": ("datasets", "dataset"),
-    "rows": ("searches", "search"),
-    "baselines": ("datasets", "dataset"),
-    "transfers": ("rows", "row"),
-}
-_ROLE = {"baselines": "rows", "crossvalidations": "transfers"}
-"""Kinds that the stages treat as another one: they lack the links below, and nothing else."""
-
-
-class _Link(typing.NamedTuple):
-    """An entry of rows.yaml, and how messages name it."""
-
-    kind: str
-    where: str
-    entry: dict[str, Any]
-
-
-def _chain(document: Mapping[str, Any], kind: str, key: str, path: Path) -> typing.Iterator[_Link]:
-    """The entry and those that it builds on, down to its data set, all of one scale."""
-    entries = document.get(kind) or {}
-    if key not in entries:
-        raise InputError(f"{path}: {kind}.{key}: not there; choose from {', '.join(entries)}")
-    entry, where = entries[key], f"{path}: {kind}.{key}"
-    below, reference = REFERENCE.get(kind, (None, None))
-    for needed in ("name", "scale", reference):
-        if needed and needed not in entry:
-            raise InputError(f"{where}: the key {needed!r} is missing")
-    yield _Link(kind, where, entry)
-    if not below:
-        return
-    for other, candidate in (document.get(below) or {}).items():
-        found = candidate.get("name"), candidate.get("scale")
-        if found == (entry[reference], entry["scale"]):
-            yield from _chain(document, below, other, path)
-            return
-    raise InputError(
-        f"{where}.{reference}: no {below} entry is named {entry[reference]!r} at scale "
-        f"{entry['scale']!r}"
-    )

@@ -295,11 +295,17 @@ TOP_LEVEL = {
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that one run of the pipeline reads.
+    """The parameters of one run of the pipeline.
 
-    `folders` names, for the data set, the search, the row and the transfer, the place of its
-    files below data/, artifacts/ and metrics/; rows may share a search, and searches a data set.
-    `seeds` has the seed of each of them.
+    A run has a data set, a search, a row (the fine-tuned network) and a transfer. Rows may share
+    a search, and searches a data set, so each of the four has a folder and a seed.
+
+    Attributes:
+        folders: the folder of each of the four below data/, artifacts/ and metrics/, by its kind
+            (`datasets`, `searches`, `rows`, `transfers`).
+        scale: the preset that applies.
+        seeds: the seed of each of the four, by its kind.
+        device: `auto`, `cpu` or another device by its PyTorch name.
     """
 
     folders: Mapping[str, str]
@@ -315,33 +321,73 @@ class Run:
 
 
 def build(section: type, where: str, *layers: Mapping[str, Any]) -> Any:
-    """An instance of `section` from its defaults and `layers`, the last layer winning.
+    """Build an instance of `section` from its defaults and `layers`, the last layer winning.
 
     Args:
+        section: a dataclass whose fields are declared by `_key`.
         where: how messages name the section, for instance `params.yaml: search`.
+        layers: values by key.
 
     Raises:
         InputError: naming an unknown key, or a value of the wrong type or outside its limits,
             and what is accepted.
+
+    Example:
+        >>> build(Derive, "params.yaml: derive", {"rule": "argmax"}, {"rule": "darts"}).rule
+        'darts'
+        >>> build(Search, "params.yaml: search", {"cells": 2})
+        Traceback (most recent call last):
+        ssnas.errors.InputError: params.yaml: search.cells: found 2; accepted is at least 3
     """
-    hints = typing.get_type_hints(section)
-    fields = {field.name: field for field in dataclasses.fields(section)}
     values = {}
     for layer in layers:
         for key, value in layer.items():
-            if key not in fields:
-                raise InputError(
-                    f"{where}.{key}: unknown key; the keys of {section.__name__.lower()} are "
-                    f"{', '.join(fields)}"
-                )
-            values[key] = checked(f"{where}.{key}", value, hints[key], fields[key].metadata)
+            values[key] = check_key(section, key, value, f"{where}.{key}")
     return section(**values)
 
 
-def checked(where: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any:
+def check_key(section: type, key: str, value: Any, where: str) -> Any:
+    """Check a value against the declaration of a section's key.
+
+    Args:
+        section: a dataclass whose fields are declared by `_key`.
+        key: one of its fields.
+        value: as the user wrote it.
+        where: the file and the key path at which the user wrote it.
+
+    Returns:
+        The value, whole numbers turned into floats where the key is one.
+
+    Raises:
+        InputError: for an unknown key, or a value of the wrong type or outside its limits.
+
+    Example:
+        >>> check_key(Data, "imbalance", 20, "params.yaml: data.imbalance")
+        20.0
+    """
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    if key not in fields:
+        raise InputError(
+            f"{where}: unknown key; the keys of {section.__name__.lower()} are {', '.join(fields)}"
+        )
+    return check_value(value, where, typing.get_type_hints(section)[key], fields[key].metadata)
+
+
+def check_value(
+    value: Any, where: str, hint: Any, limits: Mapping[str, Any] = types.MappingProxyType({})
+) -> Any:
+    """Check a value against a type, `int`, `float`, `str` or `bool`, and limits as in `_key`.
+
+    Raises:
+        InputError: naming `where`, the value and what is accepted.
+
+    Example:
+        >>> check_value("3e-4", "params.yaml: search.alpha_learning_rate", float, {"above": 0})
+        0.0003
+    """
     optional = isinstance(hint, types.UnionType)
     kinds = typing.get_args(hint) if optional else (hint,)
-    if value is None and type(None) in kinds:
+    if value is None and optional:
         return None
     kind = kinds[0]
     if kind is float and isinstance(value, str):
@@ -364,7 +410,12 @@ def checked(where: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> Any
 
 
 def choices_of(declared: Iterable[str] | str) -> tuple[str, ...]:
-    """Resolve the `choices` of a key: the values themselves, or those of `module:name`."""
+    """Resolve the `choices` of a key: the values themselves, or the keys of `module:name`.
+
+    Example:
+        >>> choices_of("ssnas.losses:ZERO_ONE_NORMS")
+        ('l2', 'l1')
+    """
     if not isinstance(declared, str):
         return tuple(declared)
     module, _, name = declared.partition(":")

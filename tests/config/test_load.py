@@ -8,13 +8,11 @@ import yaml
 
 from ssnas.config.load import load_main, load_row, read_yaml
 from ssnas.config.schema import SECTIONS, Finetune
-from ssnas.config.systems import expand
 from ssnas.errors import InputError
 from ssnas.losses import LOSSES
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, PARAMS = ROOT / "papers" / "rows.yaml", ROOT / "params.yaml"
-SYSTEMS = ROOT / "papers" / "systems.yaml"
 KINDS = ("datasets", "searches", "rows", "baselines", "transfers", "crossvalidations")
 ROLES = {"baselines": "rows", "crossvalidations": "transfers"}
 ENTRIES = [
@@ -91,56 +89,6 @@ def test_own_rows_have_folders_of_their_own():
     assert len(set(folders)) == len(folders)
 
 
-def test_own_rows_are_those_of_the_systems():
-    scales = list(read_yaml(PARAMS)["scales"])
-    expanded = expand(read_yaml(SYSTEMS), scales, SYSTEMS)
-    assert read_yaml(ROWS) == expanded, "run `python -m stages.rows`"
-
-
-# Expansion of the systems
-
-
-def test_each_scale_and_seed_is_an_entry():
-    systems = {
-        "datasets": {"d": {"dataset": "digits", "small": {"largest_class": 9}}},
-        "searches": {"s": {"dataset": "d", "seeds": 2, "paper": {"epochs": 5}}},
-        "rows": {"r": {"search": "s", "seeds": 3, "paper": {"seeds": 2}}},
-    }
-    found = expand(systems, ["small", "paper"])
-    assert list(found["datasets"]) == ["small-d", "paper-d"]
-    assert found["datasets"]["small-d"]["largest_class"] == 9
-    assert "largest_class" not in found["datasets"]["paper-d"]
-    assert list(found["searches"]) == ["small-s", "small-s-seed1", "paper-s"]
-    assert found["searches"]["paper-s"] == {
-        "name": "s", "system": "s", "scale": "paper", "seed": 0, "dataset": "d", "epochs": 5
-    }  # fmt: skip
-    rows = found["rows"]
-    assert {key: entry["search"] for key, entry in rows.items()} == {
-        "small-r": "s",
-        "small-r-seed1": "s-seed1",
-        "small-r-seed2": "s",
-        "paper-r": "s",
-        "paper-r-seed1": "s",
-    }
-    assert [entry["seed"] for entry in rows.values()] == [0, 1, 2, 0, 1]
-    assert {entry["system"] for entry in rows.values()} == {"r"}
-
-
-@pytest.mark.parametrize(
-    ("systems", "words"),
-    [
-        ({"row": {}}, ["row", "rows"]),
-        ({"searches": {"s": {}}, "rows": {"r": {"search": "z"}}}, ["rows.r.search", "'z'", "s"]),
-    ],
-)
-def test_mistakes_in_systems_are_named(systems, words):
-    if "searches" in systems:
-        systems = {"datasets": {"d": {}}, **systems, "searches": {"s": {"dataset": "d"}}}
-    with pytest.raises(InputError) as caught:
-        expand(systems, ["small"])
-    assert [word for word in words if word not in str(caught.value)] == []
-
-
 # Layers
 
 
@@ -193,8 +141,8 @@ def test_a_row_takes_every_section_from_its_chain(row):
 
 @pytest.mark.parametrize("text", ["3e-4", "3.0e-4", "0.0003", "'3e-4'"])
 def test_numbers_without_a_point_are_numbers(main, text):
-    found = main(text=f"scales: {{small: {{}}}}\nsearch: {{alpha_learning_rate: {text}}}\n")
-    assert found.search.alpha_learning_rate == 3e-4
+    run = main(text=f"scales: {{small: {{}}}}\nsearch: {{alpha_learning_rate: {text}}}\n")
+    assert run.search.alpha_learning_rate == 3e-4
 
 
 def test_whole_numbers_are_numbers(main):
@@ -257,6 +205,50 @@ def test_mistakes_are_named(main, document, words):
 
 
 @pytest.mark.parametrize(
+    ("document", "where"),
+    [
+        ({"loss": "hinge"}, "loss: found 'hinge'"),
+        ({"loss": 3}, "loss: found 3"),
+        ({"dataset": 3}, "dataset: found 3"),
+        ({"seed": -1}, "seed: found -1"),
+        ({"finetune": {"loss": "hinge"}}, "finetune.loss: found 'hinge'"),
+        ({"transfer": {"dataset": 3}}, "transfer.dataset: found 3"),
+        ({"scale": ["small"]}, "scale: found ['small']"),
+        ({"scales": {"small": {"transfer": {"loss": "hinge"}}}}, "scales.small.transfer.loss"),
+    ],
+)
+def test_mistakes_are_named_by_the_key_that_the_user_wrote(main, tmp_path, document, where):
+    with pytest.raises(InputError) as caught:
+        main(document)
+    assert str(caught.value).startswith(f"{tmp_path / 'params.yaml'}: {where}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nloss: ce\n\nloss: focal\n", "loss: found in lines 2 and 4"),
+        ("search:\n  cells: 3\n  'cells': 3\n", "search.cells: found in lines 2 and 3"),
+        ("search: {cells: 3, channels: 4, cells: 3}\n", "search.cells: found in lines 1 and 1"),
+        ("rows:\n- {a: 1}\n- b: 1\n  b: 2\n", "rows.1.b: found in lines 3 and 4"),
+    ],
+)
+def test_keys_that_stand_twice_are_refused(tmp_path, text, message):
+    path = tmp_path / "params.yaml"
+    path.write_text(text, "utf-8")
+    with pytest.raises(InputError) as caught:
+        read_yaml(path)
+    assert str(caught.value) == f"{path}: {message}; accepted is one of them"
+
+
+def test_a_key_may_stand_once_in_each_mapping_and_replace_a_merged_one(tmp_path):
+    text = "a: &a {x: 1, y: {x: 2}}\nb: {c: &c {<<: *a, x: 3}}\nd: {<<: *c, x: 4}\n"
+    path = tmp_path / "merged.yaml"
+    path.write_text(text, "utf-8")
+    assert read_yaml(path) == yaml.safe_load(text)
+    assert read_yaml(path)["d"] == {"x": 4, "y": {"x": 2}}
+
+
+@pytest.mark.parametrize(
     ("text", "word"),
     [("search: [1, 2\nloss: ce\n", "YAML"), ("- 1\n", "mapping"), ("", "mapping")],
     ids=["broken", "list", "empty"],
@@ -281,8 +273,9 @@ ROW_MISTAKES = [
     ("rows", "key", {"searches": {"scale": "paper"}}, ["rows.key.search", "'s'", "small"]),
     ("transfers", "key", {"searches": {"dataset": "z"}}, ["dataset", "'z'"]),
     ("rows", "key", {"rows": {"scale": "tiny"}}, ["rows.key.search", "'tiny'"]),
-    ("datasets", "key", {"datasets": {"scale": "tiny"}}, ["'tiny'", "small"]),
-    ("rows", "key", {"rows": {"seed": 0.5}}, ["rows.key: seed", "0.5"]),
+    ("datasets", "key", {"datasets": {"scale": "tiny"}}, ["datasets.key.scale", "'tiny'", "small"]),
+    ("rows", "key", {"searches": {"epochs": True}}, ["searches.key.epochs", "True"]),
+    ("rows", "key", {"rows": {"seed": 0.5}}, ["rows.key.seed", "0.5"]),
 ]
 
 
