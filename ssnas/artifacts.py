@@ -22,7 +22,7 @@ from ssnas.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """Where the files of a run lie, from the project's top folder.
+    """The places of a run's files, from the project's top folder.
 
     The papers' rows are a DVC project of their own: folders that begin with `papers/` keep all
     that their stages write below papers/.
@@ -64,7 +64,10 @@ class Places:
 
 
 def search_description(run: Run) -> dict[str, Any]:
-    """What the searched weights depend on: the supernet file carries it, its readers compare."""
+    """Describe what the searched weights depend on.
+
+    The supernet's file carries it, and its readers compare.
+    """
     return {
         "seed": run.seeds["searches"],
         "search": dataclasses.asdict(run.search),
@@ -74,7 +77,10 @@ def search_description(run: Run) -> dict[str, Any]:
 
 
 def finetune_description(run: Run) -> dict[str, Any]:
-    """What the fine-tuned weights depend on: the network file carries it, its readers compare."""
+    """Describe what the fine-tuned weights depend on.
+
+    The network's file carries it, and its readers compare.
+    """
     places = Places(run.folders)
     description = {
         "seed": run.seeds["rows"],
@@ -100,15 +106,12 @@ def digest(path: Path) -> str:
 
 
 def read_splits(run: Run) -> Splits:
-    """The run's training, validation and test images.
+    """Read the run's training, validation and test images.
 
     Raises:
         InputError: if their file is missing or damaged.
     """
-    path = Places(run.folders).splits
-    if not path.exists():
-        raise InputError(f"{path}: not found; `dvc repro` makes it")
-    return read(path)
+    return read(Places(run.folders).splits)
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -121,21 +124,21 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping
 
 
 def load_weights(path: Path, expected: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights in a file, if they came about as `expected` says.
+    """Load the weights in a file, if they came about as `expected` says.
 
     Raises:
         InputError: if the file is missing, damaged, or was made with other parameters or data.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            found = json.loads((file.metadata() or {}).get("description", "{}"))
+            carried = json.loads((file.metadata() or {}).get("description", "{}"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise InputError(f"{path}: not found; `dvc repro` makes it") from error
     except (safetensors.SafetensorError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); delete it and run `dvc repro`") from error
     wanted = json.loads(json.dumps(expected))
-    different = [key for key in sorted({*wanted, *found}) if wanted.get(key) != found.get(key)]
+    different = [key for key in sorted({*wanted, *carried}) if wanted.get(key) != carried.get(key)]
     if different:
         raise InputError(
             f"{path}: made with another {', '.join(different)} than the parameters now say; run "

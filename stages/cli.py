@@ -1,4 +1,4 @@
-"""What all stages share: the command line, messages, and errors that say what to do."""
+"""The command line, messages and errors that all stages share."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def main(kinds: tuple[str, ...], stage: Callable[[Run], None]) -> None:
             metavar="KEY",
             help=f"an entry of {kind} in papers/rows.yaml; default: params.yaml",
         )
-    given = {kind: key for kind, key in vars(parser.parse_args()).items() if key is not None}
+    entries = {kind: key for kind, key in vars(parser.parse_args()).items() if key is not None}
 
     def run() -> Run:
-        for kind, key in given.items():
+        for kind, key in entries.items():
             return load_row(kind, key)
         return load_main()
 
