@@ -36,7 +36,7 @@ def report(run: Run) -> None:
     numbers = Path("metrics", run.folders["rows"])
     draw_pictures(numbers, REPORT / "pictures")
     page = REPORT / "index.html"
-    write_html(numbers, page)
+    write_html(numbers, REPORT / "pictures" / "genotype.svg", page)
     headlines: dict[str, Any] = _chosen(numbers / "evaluate.json", HEADLINES)
     if transferred := _chosen(numbers / "transfer.json", TRANSFERRED):
         headlines["transfer"] = transferred

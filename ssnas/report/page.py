@@ -23,16 +23,19 @@ from ssnas.report.pictures import (
 from ssnas.report.run import Run, ops_in_words
 
 
-def write_html(folder: Path, out: Path) -> None:
+def write_html(folder: Path, drawing: Path, out: Path) -> None:
     """Write the report of the run in `folder` to `out`: one file, no script, nothing fetched.
 
-    The drawing of the cells is pictures/genotype.svg beside `out`.
+    Args:
+        folder: the run's figures.
+        drawing: the SVG of its cells.
+        out: the page.
 
     Raises:
         InputError: if a file that every run has is missing; the message names the command that
             makes it.
     """
-    run, drawing = Run.read(folder), out.parent / "pictures" / "genotype.svg"
+    run = Run.read(folder)
     if not drawing.is_file():
         raise InputError(f"{drawing}: no such file; {MAKE}")
     environment = Environment(

@@ -12,7 +12,10 @@ from ssnas.report.summary import summary
 from tests.report.runs import write_csv
 
 
-@pytest.mark.parametrize("entry", [summary, lambda folder: write_html(folder, folder / "r.html")])
+@pytest.mark.parametrize(
+    "entry",
+    [summary, lambda folder: write_html(folder, folder / "genotype.svg", folder / "r.html")],
+)
 @pytest.mark.parametrize(
     "name", ["data.json", "genotype.json", "finetune.json", "evaluate.json", "per_class.csv"]
 )

@@ -37,8 +37,8 @@ class Page(HTMLParser):
 
 def test_report_is_whole_self_contained_escaped_and_reproducible(run_folder, tmp_path):
     out = tmp_path / "deep" / "report.html"
-    write_html(run_folder, out)
-    write_html(run_folder, tmp_path / "again.html")
+    write_html(run_folder, run_folder / "genotype.svg", out)
+    write_html(run_folder, run_folder / "genotype.svg", tmp_path / "again.html")
     assert out.read_bytes() == (tmp_path / "again.html").read_bytes()
     text = out.read_text(encoding="utf-8")
     page = Page(text)
@@ -61,7 +61,7 @@ def test_report_of_multi_label_data_leaves_out_what_was_not_run(tmp_path):
     write_run(tmp_path, multi_label=True)
     for name in ("search.csv", "alpha.csv", "transfer.json", "search.cost.json"):
         (tmp_path / name).unlink()
-    write_html(tmp_path, tmp_path / "report.html")
+    write_html(tmp_path, tmp_path / "genotype.svg", tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.tags.count("img") == 4  # cells, counts, per label, fine-tuning curves
     assert "binary accuracy" in page.texts
@@ -73,6 +73,6 @@ def test_report_of_a_run_without_epochs_has_no_curves(tmp_path):
     write_run(tmp_path, multi_label=True)
     for name in ("search.csv", "finetune.csv", "alpha.csv"):
         (tmp_path / name).write_text("\n", encoding="utf-8")
-    write_html(tmp_path, tmp_path / "report.html")
+    write_html(tmp_path, tmp_path / "genotype.svg", tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.tags.count("img") == 3  # cells, counts, per label

@@ -9,7 +9,10 @@ from tests.report.runs import ARGMAX, write_run
 
 
 def test_summary_says_what_the_files_say(run_folder):
-    text = summary(run_folder)
+    pictures = run_folder / "pictures"
+    pictures.mkdir()
+    (pictures / "genotype.png").touch()
+    text = summary(run_folder, report=run_folder)
     words = " ".join(text.split())
     for expected in (
         "error 12.34 % 43.21 % 90.12 %",
@@ -22,7 +25,7 @@ def test_summary_says_what_the_files_say(run_folder):
         "cat 0.95, dog 0.65",
         "xray · 5 folds · balanced accuracy 95.12 ± 1.23 %",
         "scale small · 1 seed (7) · cpu · search 85 s · fine-tuning 2.0 h",
-        "main/report.html",
+        "main/index.html",
         "genotype.png",
     ):
         assert expected in words, expected
@@ -53,5 +56,5 @@ def test_summary_without_transfer_and_optional_keys(tmp_path):
     for name in ("data", "finetune"):
         (tmp_path / f"{name}.json").write_text("{}", encoding="utf-8")
     words = " ".join(summary(tmp_path).split())
-    assert "transfer not run" in words
+    assert "transfer none; to another data set with `dvc exp run -S transfer.dataset=" in words
     assert "unnamed data · 3 classes" in words

@@ -84,7 +84,7 @@ def project(tmp_path, monkeypatch):
     write(small / "datasets/toys/data.json", data)
     figures = {"accuracy": 0.8, "accuracy_std": 0.05, "folds": 5, "image_size": 28}
     write(small / "transfers/moved/transfer.json", figures)
-    Path("papers").mkdir()
+    Path("papers").mkdir(exist_ok=True)
     Path("papers/rows.yaml").write_text(
         yaml.safe_dump(rows_document(), sort_keys=False), encoding="utf-8"
     )
