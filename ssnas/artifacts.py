@@ -128,6 +128,15 @@ def load_weights(path: Path, expected: Mapping[str, Any]) -> dict[str, Tensor]:
 
     Raises:
         InputError: if the file is missing, damaged, or was made with other parameters or data.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "w.safetensors")
+        ...     save_weights(path, {"w": torch.ones(2)}, {"seed": 0})
+        ...     load_weights(path, {"seed": 0})["w"]
+        tensor([1., 1.])
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -150,13 +150,18 @@ def bilateral_loss(
     ratio: float,
     criterion: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """BBN's loss of mixed logits: a ℓ(f, y_u) + (1 − a) ℓ(f, y_r).
+    """Compute BBN's loss of mixed logits: a ℓ(f, y_u) + (1 − a) ℓ(f, y_r) (Zhou et al. 2020).
 
     Args:
         logits: f of `BilateralSupernet.mixed`, (N, C).
         targets_instance, targets_balanced: y_u and y_r, labels of the two batches.
         ratio: a, in [0, 1]. Labels without a share are not read.
         criterion: ℓ, called with logits and targets.
+
+    Example:
+        >>> logits, y_u, y_r = torch.tensor([[0.0, 0.0]]), torch.tensor([0]), torch.tensor([1])
+        >>> bilateral_loss(logits, y_u, y_r, 0.25, lambda f, y: y.sum() + 1.0)
+        tensor(1.7500)
     """
     return _mix(
         ratio,
@@ -173,15 +178,23 @@ def _mix(ratio: float, instance: Callable[[], Tensor], balanced: Callable[[], Te
 
 
 def parabolic(progress: float) -> float:
-    """BBN's own schedule, a = 1 − (t/T)², of progress t/T."""
+    """Compute BBN's schedule, a = 1 − (t/T)², of progress t/T.
+
+    Example:
+        >>> parabolic(0.5)
+        0.75
+    """
     return 1 - progress**2
 
 
 def reverse_sigmoid(progress: float, steepness: float = 10.0) -> float:
-    """H24's a = 1 / (1 + exp(k (t/T − ½))) of progress t/T and steepness k.
+    """Compute H24's a = 1 / (1 + exp(k (t/T − ½))) of progress t/T and steepness k.
 
-    It is ½ at half-time and does not quite reach its limits: with k = 10 it runs from 0.993 to
-    0.007.
+    It is ½ at half-time and does not quite reach its limits.
+
+    Example:
+        >>> [round(reverse_sigmoid(progress), 3) for progress in (0, 0.5, 1)]
+        [0.993, 0.5, 0.007]
     """
     # The same function as a tanh, which no k overflows.
     return (1 - math.tanh(steepness * (progress - 0.5) / 2)) / 2
@@ -198,7 +211,7 @@ H24's continuous learning) one branch trains alone."""
 
 
 def mixing_ratio(schedule: str, epoch: int, epochs: int, steepness: float = 10.0) -> float:
-    """The mixing ratio a of an epoch.
+    """Compute the mixing ratio a of an epoch.
 
     Args:
         schedule: a key of `SCHEDULES`.
@@ -208,6 +221,10 @@ def mixing_ratio(schedule: str, epoch: int, epochs: int, steepness: float = 10.0
 
     Raises:
         InputError: for an unknown schedule.
+
+    Example:
+        >>> [mixing_ratio("parabolic", epoch, epochs=4) for epoch in range(4)]
+        [1.0, 0.9375, 0.75, 0.4375]
     """
     if schedule not in SCHEDULES:
         raise InputError(
@@ -217,9 +234,9 @@ def mixing_ratio(schedule: str, epoch: int, epochs: int, steepness: float = 10.0
 
 
 def backbone_rate(ratio: float) -> float:
-    """HLS: g(a) = exp(1 − 1/a), g(0) = 0, the factor on the learning rate of the backbone's α.
+    """Compute the factor of HLS on the learning rate of the backbone's α: g(a) = exp(1 − 1/a).
 
-    H24 omits the formula and describes its course; g is our reading of it:
+    g(0) = 0. H24 omits the formula and describes its course; g is our reading of it:
 
     - g(1) = 1, and g(a) < a for 0 < a < 1, since 1 − 1/a < ln a;
     - g vanishes well before a does, though it is 0 at a = 0 alone: all its derivatives are 0
@@ -229,6 +246,10 @@ def backbone_rate(ratio: float) -> float:
 
     Args:
         ratio: a, in [0, 1].
+
+    Example:
+        >>> [round(backbone_rate(ratio), 3) for ratio in (1, 0.5, 0.2, 0)]
+        [1.0, 0.368, 0.018, 0.0]
     """
     return math.exp(1 - 1 / ratio) if ratio > 0 else 0.0
 
@@ -236,14 +257,20 @@ def backbone_rate(ratio: float) -> float:
 def build_supernet(
     config: Search, in_channels: int, num_classes: int | None
 ) -> Supernet | BilateralSupernet:
-    """The supernet that a search trains: with two branches for the sampling scheme `bilateral`.
+    """Build the supernet that a search trains: of two branches where it samples `bilateral`.
 
     Args:
+        config: the supernet's sizes, relaxation, stem and sampling scheme.
         in_channels: channels of the images.
         num_classes: outputs of its classifiers, or None for a supernet that gives features.
 
     Raises:
         InputError: for partial channels in a bilateral supernet, which has none.
+
+    Example:
+        >>> supernet = build_supernet(Search(channels=4), in_channels=3, num_classes=None)
+        >>> supernet(torch.zeros(2, 3, 8, 8)).shape
+        torch.Size([2, 64])
     """
     sizes = config.channels, config.cells, in_channels, config.relaxation, config.stem_multiplier
     if config.sampling != "bilateral":

@@ -78,6 +78,15 @@ def inherit(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
     Raises:
         InputError: if a tensor that the network needs is missing or has another shape.
+
+    Example:
+        >>> from ssnas.networks.supernet import Supernet
+        >>> supernet = Supernet(4, 3)
+        >>> skips = tuple(Edge(0, node, "skip_connect") for node in range(2, 6))
+        >>> network = DerivedNetwork(Genotype(skips, skips), 4, 3, num_classes=2)
+        >>> inherit(network, supernet.state_dict())
+        >>> torch.equal(network.stem[0].weight, supernet.stem[0].weight)
+        True
     """
     for name, target in network.state_dict().items():
         if name.startswith(("classifier.", "classifiers.")):

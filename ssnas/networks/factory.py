@@ -37,6 +37,11 @@ def build_network(
 
     Raises:
         InputError: if the search has no such network, or an option does not go with it.
+
+    Example:
+        >>> config = Finetune(network="resnet-32")
+        >>> build_network(config, Search(), None, 10, (32, 32, 3)).classifier
+        Linear(in_features=64, out_features=10, bias=True)
     """
     _check_options(config, search)
     height, _, in_channels = image_shape

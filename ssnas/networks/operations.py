@@ -202,14 +202,22 @@ def bypass(x: Tensor, stride: int) -> Tensor:
 
     Returns:
         `x` at stride 1; at stride 2 its 2×2 max pooling, (N, C, ⌈H/2⌉, ⌈W/2⌉) (Xu et al. 2020).
+
+    Example:
+        >>> bypass(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), stride=2)
+        tensor([[[[4.]]]])
     """
     return x if stride == 1 else nn.functional.max_pool2d(x, 2, ceil_mode=True)
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """Channel g C/K + i of (N, C, H, W) becomes channel i K + g (Zhang et al. 2018; K groups).
+    """Shuffle channels: channel g C/K + i becomes channel i K + g (Zhang et al. 2018; K groups).
 
-    PyTorch's function of that name, but the result is channels-last on every device.
+    This is PyTorch's function of that name, but the result is channels-last on every device.
+
+    Example:
+        >>> channel_shuffle(torch.arange(6.0).view(1, 6, 1, 1), groups=3).flatten()
+        tensor([0., 2., 4., 1., 3., 5.])
     """
     x = x.permute(0, 2, 3, 1).unflatten(3, (groups, -1))
     return x.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)

@@ -17,14 +17,21 @@ EDGES = tuple(
 
 
 def reduction_positions(num_cells: int) -> tuple[int, ...]:
-    """Indices of the reduction cells: ⌊L/3⌋ and ⌊2L/3⌋ of L cells.
+    """Compute the indices of the reduction cells: ⌊L/3⌋ and ⌊2L/3⌋ of L cells.
 
-    With L = 3 the network is normal, reduction, reduction.
+    Example:
+        >>> reduction_positions(3), reduction_positions(20)
+        ((1, 2), (6, 13))
     """
     return tuple(sorted({num_cells // 3, 2 * num_cells // 3}))
 
 
 def cell_kinds(num_cells: int) -> tuple[str, ...]:
-    """The kind of each of `num_cells` cells, from the stem to the head."""
+    """Name the kind of each of `num_cells` cells, from the stem to the head.
+
+    Example:
+        >>> cell_kinds(3)
+        ('normal', 'reduce', 'reduce')
+    """
     positions = reduction_positions(num_cells)
     return tuple("reduce" if index in positions else "normal" for index in range(num_cells))

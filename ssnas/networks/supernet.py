@@ -180,6 +180,10 @@ def architecture_of(weights: Mapping[str, Tensor], relaxation: str) -> dict[str,
 
     Returns:
         for each kind that has α the (β·)w(α), (14, ops).
+
+    Example:
+        >>> architecture_of({"alphas.normal": torch.zeros(14, 7)}, "sigmoid")["normal"].mean()
+        tensor(0.5000)
     """
     alphas, betas = (
         {name.removeprefix(table): w for name, w in weights.items() if name.startswith(table)}
@@ -199,6 +203,13 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Let batch norms in training mode record no statistics within the context.
 
     A step on α sees images that ω is not trained on; they must not enter the running statistics.
+
+    Example:
+        >>> norm = nn.BatchNorm2d(1)
+        >>> with frozen_statistics(norm):
+        ...     y = norm(torch.randn(2, 1, 3, 3))
+        >>> norm.running_mean
+        tensor([0.])
     """
     norms = _recording(module)
     for norm in norms:
