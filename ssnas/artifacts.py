@@ -98,6 +98,14 @@ def digest(path: Path) -> str:
 
     Raises:
         InputError: if the file is missing.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "empty")
+        ...     _ = path.write_bytes(b"")
+        ...     digest(path)[:12]
+        'e3b0c44298fc'
     """
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -164,6 +172,14 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a CSV whose columns are the keys, in the order of their first appearance.
 
     A missing value, None or not a number is an empty cell.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "epochs.csv")
+        ...     write_csv(path, [{"epoch": 1}, {"epoch": 2, "loss": 0.5}])
+        ...     path.read_text()
+        'epoch,loss\\n1,\\n2,0.5\\n'
     """
     rows = [{key: "" if value != value else value for key, value in row.items()} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -38,7 +38,7 @@ THREADS = 4
 
 
 class Options(NamedTuple):
-    """How to read images.
+    """The way to read images.
 
     Attributes:
         size: the side of the square images in pixels; None keeps their size.

@@ -15,7 +15,12 @@ from ssnas.errors import InputError
 
 
 def exponential(c: int, classes: int, mu: float) -> float:
-    """Geometric decline: n_c / n = μ^(c / (C − 1)) (Cao et al. 2019, LDAM; Yan 2024)."""
+    """Geometric decline: n_c / n = μ^(c / (C − 1)) (Cao et al. 2019, LDAM; Yan 2024).
+
+    Example:
+        >>> [exponential(c, classes=3, mu=0.01) for c in range(3)]
+        [1.0, 0.1, 0.01]
+    """
     return float(mu ** (c / (classes - 1)))
 
 
@@ -23,6 +28,10 @@ def power(c: int, classes: int, mu: float) -> float:
     """Power of a base: n_c / n = β^(c + 1), β = μ^(1 / (C − 1)) (Timofeev et al. 2021).
 
     Its largest class already loses a factor β.
+
+    Example:
+        >>> [round(power(c, classes=3, mu=0.01), 4) for c in range(3)]
+        [0.1, 0.01, 0.001]
     """
     return float(mu ** ((c + 1) / (classes - 1)))
 
@@ -31,12 +40,21 @@ def step(c: int, classes: int, mu: float) -> float:
     """Two levels: n_c / n = μ for the last ⌊C / 2⌋ classes, 1 for the others (Yan 2024).
 
     For an odd C the middle class stays whole.
+
+    Example:
+        >>> [step(c, classes=5, mu=0.1) for c in range(5)]
+        [1.0, 1.0, 1.0, 0.1, 0.1]
     """
     return 1.0 if c < classes - classes // 2 else mu
 
 
 def balanced(c: int, classes: int, mu: float) -> float:
-    """Full classes: n_c / n = 1, whatever the imbalance."""
+    """Full classes: n_c / n = 1, whatever the imbalance.
+
+    Example:
+        >>> balanced(2, classes=3, mu=0.01)
+        1.0
+    """
     return 1.0
 
 

@@ -20,6 +20,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         InputError: naming the file if it is missing or damaged, and the key of a pickle.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "toy.npz")
+        ...     np.savez(path, train_labels=np.arange(3))
+        ...     read_arrays(path)
+        {'train_labels': array([0, 1, 2])}
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; accepted: {LAYOUT}")

@@ -120,6 +120,9 @@ def check_images(images: np.ndarray, name: str) -> None:
 
     Raises:
         InputError: naming `name`, if they are not.
+
+    Example:
+        >>> check_images(np.zeros((2, 8, 8, 3), np.uint8), "images")
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise InputError(

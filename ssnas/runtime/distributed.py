@@ -55,7 +55,12 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def agreed(decision: bool) -> bool:
-    """Give the first process's decision to all: one that goes on alone would wait for ever."""
+    """Give the first process's decision to all: one that goes on alone would wait for ever.
+
+    Example:
+        >>> agreed(True)
+        True
+    """
     if not active():
         return decision
     decisions = [decision]
@@ -90,6 +95,12 @@ def gather(x: Tensor) -> Tensor:
     Every process then computes a loss that couples the samples on the whole batch. Gradients flow
     to the rows of all processes: each row gets its gradient W times, and `average_gradients`
     divides by W.
+
+    Example:
+        Without a process group there are no other rows:
+
+        >>> gather(torch.arange(2))
+        tensor([0, 1])
     """
     return _Gather.apply(x.contiguous()) if active() else x
 

@@ -135,7 +135,15 @@ def fused(
 
 
 def set_rate(optimiser: Optimizer, group: int, rate: float) -> None:
-    """Set the learning rate of one group of a `fused` optimiser, in place."""
+    """Set the learning rate of one group of a `fused` optimiser, in place.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(1))
+        >>> optimiser = fused(torch.optim.SGD, [[weight]], rate=0.5)
+        >>> set_rate(optimiser, group=0, rate=0.25)
+        >>> optimiser.param_groups[0]["lr"]
+        tensor(0.2500)
+    """
     optimiser.param_groups[group]["lr"].fill_(rate)
 
 

@@ -45,6 +45,10 @@ def build_baseline(name: str, num_classes: int, in_channels: int, size: int) -> 
 
     Raises:
         InputError: if the name is unknown, or the images are too small for the network.
+
+    Example:
+        >>> build_baseline("resnet-18", num_classes=3, in_channels=1, size=32).classifier.out_features
+        3
     """
     if name not in _FEATURES:
         raise InputError(f"network: found {name!r}; choose from {', '.join(BASELINES)}")

@@ -56,6 +56,12 @@ def normalise_classifier(network: nn.Module) -> None:
 
     Raises:
         InputError: for a network with another kind of classifier, such as a bilateral one.
+
+    Example:
+        >>> network = FeatureClassifier(nn.Flatten(), 4, 2)
+        >>> normalise_classifier(network)
+        >>> network.classifier
+        NormalisedLinear(in_features=4, out_features=2, bias=False)
     """
     linear = network.classifier
     if not isinstance(linear, nn.Linear):
