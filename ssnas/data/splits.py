@@ -158,9 +158,10 @@ def write(splits: Splits, path: Path) -> None:
 
         >>> from tempfile import TemporaryDirectory
         >>> images = Dataset(np.zeros((2, 8, 8, 1), np.uint8), np.arange(2), ("cat", "dog"))
+        >>> splits = Splits(images, images, images, {"source": "toy"}, flip=True)
         >>> with TemporaryDirectory() as folder:
-        ...     write(Splits(images, images, images, {"source": "toy"}, True), Path(folder, "s.npz"))
-        ...     read(Path(folder, "s.npz")).provenance
+        ...     write(splits, Path(folder, "splits.npz"))
+        ...     read(Path(folder, "splits.npz")).provenance
         {'source': 'toy'}
     """
     arrays = {

@@ -63,7 +63,7 @@ class Dataset:
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image may have several labels."""
+        """True where an image may have several labels."""
         return self.labels.ndim > 1
 
     @property

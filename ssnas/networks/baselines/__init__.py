@@ -47,8 +47,9 @@ def build_baseline(name: str, num_classes: int, in_channels: int, size: int) -> 
         InputError: if the name is unknown, or the images are too small for the network.
 
     Example:
-        >>> build_baseline("resnet-18", num_classes=3, in_channels=1, size=32).classifier.out_features
-        3
+        >>> network = build_baseline("resnet-18", num_classes=3, in_channels=1, size=32)
+        >>> network.classifier
+        Linear(in_features=512, out_features=3, bias=True)
     """
     if name not in _FEATURES:
         raise InputError(f"network: found {name!r}; choose from {', '.join(BASELINES)}")
