@@ -4,7 +4,8 @@ Every loss returns a scalar tensor on the device of its input. Half-precision in
 float32 first; float64 stays float64. Supervised losses take `logits` (N, C) and `targets`, either
 class indices (N,) or multi-hot rows (N, L) with C = L.
 
-To add a supervised loss, write its function here and give it a line in `LOSSES`.
+To add a supervised loss, write its function here and give it a line in `LOSSES`. With a line in
+`ssnas.decision.SCORES` too, its networks decide under any class prior.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from ssnas.runtime.device import constant
 
 EFFECTIVE_NUMBER_BETA = 0.9999
 """β of the class-balanced weights (Cui et al. 2019), which deferred re-weighting shares."""
+
+MAX_MARGIN, LDAM_SCALE = 0.5, 30.0
+"""The margin of the smallest class and the inverse temperature (Cao et al. 2019)."""
 
 ZERO_ONE_NORMS = {"l2": torch.square, "l1": torch.abs}
 
@@ -165,7 +169,30 @@ def adjust_logits(
         tensor([[-0.2231, -1.6094]])
     """
     logits = _float(logits)
-    return logits + tau * _prior_logits(priors, multi_label).to(logits)
+    return logits + tau * prior_logits(priors, multi_label).to(logits)
+
+
+def prior_logits(priors: Tensor | Sequence[float], multi_label: bool) -> Tensor:
+    """Compute log π (C,), or log(π / (1 − π)) for multi-label data, in float64.
+
+    Raises:
+        InputError: naming the class whose frequency is 0 (or 1, multi-label).
+
+    Example:
+        >>> prior_logits([0.8, 0.2], multi_label=True)
+        tensor([ 1.3863, -1.3863], dtype=torch.float64)
+    """
+    frequencies = torch.as_tensor(priors, dtype=torch.float64)
+    positive = frequencies > 0
+    defined = positive & (frequencies < 1) if multi_label else positive
+    if not defined.all():
+        index = int(defined.logical_not().nonzero()[0])
+        accepted = "above 0 and below 1" if multi_label else "above 0"
+        raise InputError(
+            f"logit adjustment: class {index} has the training frequency "
+            f"{frequencies[index].item():g}; accepted: {accepted}"
+        )
+    return frequencies.logit() if multi_label else frequencies.log()
 
 
 def focal(
@@ -216,8 +243,8 @@ def ldam(
     logits: Tensor,
     targets: Tensor,
     class_counts: Sequence[int],
-    max_margin: float = 0.5,
-    scale: float = 30.0,
+    max_margin: float = MAX_MARGIN,
+    scale: float = LDAM_SCALE,
     weight: Tensor | None = None,
 ) -> Tensor:
     """Compute the label-distribution-aware margin loss (Cao et al. 2019).
@@ -244,11 +271,24 @@ def ldam(
         0.9741
     """
     logits = _float(logits)
-    counts = _positive_counts(class_counts)
-    margins = tuple(max_margin * (min(counts) / count) ** 0.25 for count in counts)
-    shifted = logits - constant(margins, logits) * _multi_hot(targets, logits)
+    margins = constant(ldam_margins(class_counts, max_margin), logits)
+    shifted = logits - margins * _multi_hot(targets, logits)
     weight = None if weight is None else weight.to(logits)
     return F.cross_entropy(scale * shifted, targets, weight=weight)
+
+
+def ldam_margins(class_counts: Sequence[int], max_margin: float) -> tuple[float, ...]:
+    """Compute the margins Δ_c = K / n_c^¼ of `ldam`, the largest of which is `max_margin`.
+
+    Raises:
+        InputError: naming a class without images.
+
+    Example:
+        >>> ldam_margins([16, 1], max_margin=0.5)
+        (0.25, 0.5)
+    """
+    counts = _positive_counts(class_counts)
+    return tuple(max_margin * (min(counts) / count) ** 0.25 for count in counts)
 
 
 def class_balanced_weights(class_counts: Sequence[int], beta: float) -> Tensor:
@@ -369,6 +409,12 @@ class Settings:
     tau: float
     epochs: int
 
+    @property
+    def frequencies(self) -> list[float]:
+        """π: the share of each class, or of the images with each label."""
+        total = self.num_images if self.multi_label else sum(self.class_counts)
+        return [count / total for count in self.class_counts]
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -419,9 +465,7 @@ def _logit_adjusted(make: Callable[[Settings], Criterion]) -> Callable[[Settings
 
     def make_adjusted(settings: Settings) -> Criterion:
         criterion = make(settings)
-        counts, multi_label = settings.class_counts, settings.multi_label
-        total = settings.num_images if multi_label else sum(counts)
-        priors = _prior_logits([count / total for count in counts], multi_label)
+        priors = prior_logits(settings.frequencies, settings.multi_label)
         shift = tuple((settings.tau * priors).tolist())
         return lambda logits, targets, epoch: criterion(
             logits + constant(shift, logits), targets, epoch
@@ -515,21 +559,6 @@ def _sigmoid_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Compute each sample's sigmoid cross-entropy (N,), added up over the classes."""
     targets = _multi_hot(targets, logits)
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
-
-
-def _prior_logits(priors: Tensor | Sequence[float], multi_label: bool) -> Tensor:
-    """Compute log π (C,), or log(π / (1 − π)) for multi-label data, in float64."""
-    frequencies = torch.as_tensor(priors, dtype=torch.float64)
-    positive = frequencies > 0
-    defined = positive & (frequencies < 1) if multi_label else positive
-    if not defined.all():
-        index = int(defined.logical_not().nonzero()[0])
-        accepted = "above 0 and below 1" if multi_label else "above 0"
-        raise InputError(
-            f"logit adjustment: class {index} has the training frequency "
-            f"{frequencies[index].item():g}; accepted: {accepted}"
-        )
-    return frequencies.logit() if multi_label else frequencies.log()
 
 
 def _positive_counts(class_counts: Sequence[int]) -> Sequence[int]:

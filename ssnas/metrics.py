@@ -36,13 +36,14 @@ _KNN_CHUNK = 512
 def single_label(
     probabilities: Array, targets: Array, class_counts: Sequence[int] | None = None
 ) -> dict[str, float]:
-    """Compute the figures of class probabilities, all in [0, 1].
+    """Compute the figures of class probabilities, in [0, 1] but for the log-loss.
 
     - `accuracy`, and `error_rate`, its complement (DVC takes a key named `error` for a failure)
     - `balanced_accuracy`: the mean recall of the classes
     - `macro_f1`: the mean F1 of the classes
     - `macro_auc`: the mean area under the ROC curve, each class against the rest
     - `expected_calibration_error` (Guo et al. 2017)
+    - `log_loss`: the mean of −log p of the true class, not limited to [0, 1]
 
     With `class_counts` also:
 
@@ -84,7 +85,10 @@ def single_label(
         **_mean_defined(
             "macro_auc", per_label_auc(probabilities, np.eye(len(recall), dtype=int)[targets])
         ),
-        "expected_calibration_error": _expected_calibration_error(probabilities, targets),
+        "expected_calibration_error": _expected_calibration_error(
+            probabilities.max(axis=1), predictions == targets
+        ),
+        "log_loss": _log_loss(probabilities[np.arange(len(targets)), targets]),
     }
     if class_counts is not None:
         counts = np.where(np.isnan(recall), 0, class_counts)
@@ -94,18 +98,27 @@ def single_label(
     return figures
 
 
-def multi_label(probabilities: Array, targets: Array) -> dict[str, float]:
-    """Compute the figures of label probabilities, all in [0, 1].
+def multi_label(
+    probabilities: Array, targets: Array, thresholds: ArrayLike = 0.5
+) -> dict[str, float]:
+    """Compute the figures of label probabilities, in [0, 1] but for the log-loss.
 
-    - `binary_accuracy`: the share of the N·L labels on the right side of ½
+    - `binary_accuracy`: the share of the N·L labels on the right side of their threshold
+    - `error_rate`: its complement
+    - `balanced_accuracy`: the mean of the labels' sensitivity and specificity
+    - `macro_f1`: the mean F1 of the labels
     - `macro_auc`: the mean area under the ROC curve of the labels
     - `macro_average_precision`: the mean average precision of the labels
+    - `expected_calibration_error` (Guo et al. 2017): of all N·L probabilities, each against the
+      share of positives; a label's probability below ½ is one of its absence
+    - `log_loss`: the mean binary cross-entropy of the N·L labels, not limited to [0, 1]
 
-    The means are over the labels that have both positives and negatives.
+    The macro means are over the labels that have both positives and negatives.
 
     Args:
         probabilities: (N, L).
         targets: multi-hot rows (N, L).
+        thresholds: the probability above which an image is given a label: one for all, or (L,).
 
     Raises:
         InputError: for no images, or for probabilities that are not finite.
@@ -121,10 +134,27 @@ def multi_label(probabilities: Array, targets: Array) -> dict[str, float]:
         average_precision_score(target, probability) if _has_both(target) else np.nan
         for target, probability in zip(targets.T, probabilities.T, strict=True)
     ]
+    given, positive = probabilities > thresholds, targets.astype(bool)
+    right = given == positive
+    both = np.array([_has_both(target) for target in targets.T])
+    with np.errstate(invalid="ignore"):
+        sensitivity = (right & positive).sum(axis=0) / positive.sum(axis=0)
+        specificity = (right & ~positive).sum(axis=0) / (~positive).sum(axis=0)
+        f1 = 2 * (given & positive).sum(axis=0) / (given.sum(axis=0) + positive.sum(axis=0))
+    of_outcome = np.where(positive, probabilities, 1 - probabilities)
+    accuracy = float(right.mean())
     return {
-        "binary_accuracy": float(((probabilities > 0.5) == targets).mean()),
+        "binary_accuracy": accuracy,
+        "error_rate": 1 - accuracy,
+        **_mean_defined("balanced_accuracy", ((sensitivity + specificity) / 2)[both]),
+        **_mean_defined("macro_f1", f1[both]),
         **_mean_defined("macro_auc", per_label_auc(probabilities, targets)),
         **_mean_defined("macro_average_precision", precisions),
+        "expected_calibration_error": _expected_calibration_error(
+            np.maximum(probabilities, 1 - probabilities).ravel(),
+            ((probabilities > 0.5) == positive).ravel(),
+        ),
+        "log_loss": _log_loss(of_outcome.ravel()),
     }
 
 
@@ -331,16 +361,25 @@ def _mean_defined(key: str, values: Iterable[float]) -> dict[str, float]:
     return {key: float(np.mean(defined))} if defined else {}
 
 
-def _expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray) -> float:
+def _expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
     """Compute Σ_b |B_b| / N · |accuracy(B_b) − confidence(B_b)| over bins of equal width.
 
-    B_b are the images whose greatest probability falls into bin b (Guo et al. 2017).
+    B_b are the predictions whose confidence falls into bin b (Guo et al. 2017).
+
+    Args:
+        confidence: the probability of what is predicted, (N,).
+        right: which predictions are right, (N,).
     """
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    gap = (probabilities.argmax(axis=1) == targets) - confidence
+    confidence = confidence.astype(np.float64)
+    gap = right - confidence
     inner_edges = np.linspace(0, 1, _CALIBRATION_BINS + 1)[1:-1]
     bins = np.digitize(confidence, inner_edges, right=True)
     return float(np.abs(np.bincount(bins, weights=gap)).sum() / len(gap))
+
+
+def _log_loss(probability: np.ndarray) -> float:
+    """Compute the mean of −log p, with p at least 1e-15: one sure mistake is not everything."""
+    return float(-np.log(np.maximum(probability.astype(np.float64), 1e-15)).mean())
 
 
 def _shot_accuracies(recall: np.ndarray, class_counts: np.ndarray) -> dict[str, float]:

@@ -16,6 +16,7 @@ ALLOWED = {
     "runtime": set(),
     "engine": {"runtime"},
     "losses": {"runtime"},
+    "decision": {"config", "losses"},
     "data": {"config", "runtime"},
     "networks": {"config", "data", "engine"},
     "artifacts": {"config", "data"},

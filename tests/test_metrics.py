@@ -32,6 +32,7 @@ def test_single_label_agrees_with_sklearn():
         "balanced_accuracy": peer.balanced_accuracy_score(targets, predictions),
         "macro_f1": peer.f1_score(targets, predictions, average="macro"),
         "macro_auc": peer.roc_auc_score(targets, probabilities, multi_class="ovr"),
+        "log_loss": peer.log_loss(targets, probabilities),
     }
     assert {key: figures[key] for key in expected} == pytest.approx(expected)
     assert set(figures) == {*expected, "expected_calibration_error"}
@@ -109,14 +110,34 @@ def test_multi_label_agrees_with_sklearn():
     rng = np.random.default_rng(0)
     targets = rng.random((200, 4)) < [0.5, 0.3, 0.1, 0.05]
     probabilities = np.clip(0.3 * targets + 0.7 * rng.random((200, 4)), 0, 1)
-    figures = metrics.multi_label(probabilities, targets.astype(np.uint8))
+    thresholds = np.array([0.5, 0.4, 0.3, 0.2])
+    figures = metrics.multi_label(probabilities, targets.astype(np.uint8), thresholds)
+    given = probabilities > thresholds
+    both = np.stack([1 - probabilities, probabilities], axis=2).reshape(-1, 2)
+    accuracy = peer.accuracy_score(targets.ravel(), given.ravel())
     expected = {
-        "binary_accuracy": peer.accuracy_score(targets.ravel(), probabilities.ravel() > 0.5),
+        "binary_accuracy": accuracy,
+        "error_rate": 1 - accuracy,
+        "balanced_accuracy": np.mean(
+            [peer.balanced_accuracy_score(*pair) for pair in zip(targets.T, given.T, strict=True)]
+        ),
+        "macro_f1": peer.f1_score(targets, given, average="macro"),
         "macro_auc": peer.roc_auc_score(targets, probabilities, average="macro"),
         "macro_average_precision": peer.average_precision_score(targets, probabilities),
+        # Each label is a problem of two classes.
+        "expected_calibration_error": metrics.single_label(both, targets.ravel().astype(int))[
+            "expected_calibration_error"
+        ],
+        "log_loss": peer.log_loss(targets.ravel(), probabilities.ravel()),
     }
     assert figures == pytest.approx(expected)
     assert all(type(value) is float for value in figures.values())
+    halves = metrics.multi_label(probabilities, targets.astype(np.uint8))
+    assert halves["binary_accuracy"] == (targets == (probabilities > 0.5)).mean()
+
+
+def test_a_sure_mistake_has_a_finite_log_loss():
+    assert metrics.single_label([[1.0, 0.0]], [1])["log_loss"] == pytest.approx(15 * np.log(10))
 
 
 def test_multi_label_leaves_out_labels_without_both_classes():
@@ -125,10 +146,13 @@ def test_multi_label_leaves_out_labels_without_both_classes():
     aucs = metrics.per_label_auc(probabilities, targets)
     assert aucs[0] == 1.0 and math.isnan(aucs[1]) and math.isnan(aucs[2])
     figures = metrics.multi_label(probabilities, targets)
-    assert figures == pytest.approx(
-        {"binary_accuracy": 7 / 9, "macro_auc": 1.0, "macro_average_precision": 1.0}
-    )
-    assert metrics.multi_label(probabilities, np.zeros((3, 3))).keys() == {"binary_accuracy"}
+    # Label 0 is given to image 1 too, so that it is right for one of its two negatives.
+    expected = {"binary_accuracy": 7 / 9, "balanced_accuracy": 3 / 4, "macro_f1": 2 / 3}
+    expected |= {"macro_auc": 1.0, "macro_average_precision": 1.0}
+    assert {key: figures[key] for key in expected} == pytest.approx(expected)
+    without = metrics.multi_label(probabilities, np.zeros((3, 3)))
+    assert not any(key.startswith(("macro", "balanced")) for key in without)
+    assert not any(math.isnan(value) for value in without.values())
 
 
 def test_no_finding_scores_well_without_any_skill():
@@ -138,9 +162,10 @@ def test_no_finding_scores_well_without_any_skill():
     for label in range(14):
         targets[rng.choice(1000, size=53, replace=False), label] = 1
     figures = metrics.constant_predictor(targets, targets, multi_label=True)
-    assert figures == pytest.approx(
-        {"binary_accuracy": 0.947, "macro_auc": 0.5, "macro_average_precision": 0.053}
-    )
+    expected = {"binary_accuracy": 0.947, "balanced_accuracy": 0.5, "macro_f1": 0.0}
+    expected |= {"macro_auc": 0.5, "macro_average_precision": 0.053}
+    expected |= {"log_loss": -0.053 * math.log(0.053) - 0.947 * math.log(0.947)}
+    assert {key: figures[key] for key in expected} == pytest.approx(expected)
     priors = metrics.constant_predictor(np.full(14, 0.053), targets, multi_label=True)
     assert priors == pytest.approx(figures)
 
