@@ -18,7 +18,7 @@ import torch
 from benchmarks import measure
 from benchmarks.measure import Setting, Step
 from benchmarks.systems import System, make_step
-from ssnas.artifacts import write_json
+from ssnas.pipeline.artifacts import write_json
 
 IMAGENET = {"stem": "imagenet"}
 PARTIAL = {"relaxation": "softmax", "partial": 4}

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from benchmarks import measure
 from benchmarks.measure import Setting
 from benchmarks.systems import System, computing
-from ssnas.artifacts import read_splits, write_json
 from ssnas.config.load import load_main
 from ssnas.config.schema import Run
 from ssnas.data.views import Normalise
+from ssnas.pipeline.artifacts import read_splits, write_json
 from ssnas.report.style import ACCENT, DARK, integer_ticks, save, styled
 from ssnas.runtime.device import choose_device
 from ssnas.search import search

@@ -22,9 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import measure
 from benchmarks.measure import Setting, Step, Timed
 from benchmarks.systems import STEPS, System, make_step, systems_for
-from ssnas.artifacts import write_text
 from ssnas.engine.cpu.lowering import Shape
 from ssnas.engine.cpu.tape import Tape
+from ssnas.pipeline.artifacts import write_text
 
 ROWS = 25
 CONVOLUTIONS = ("convolution", "convolution_backward")

@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from benchmarks import costs, measure
 from benchmarks.measure import Setting
 from benchmarks.systems import make_step, systems_for
-from ssnas.artifacts import write_json
+from ssnas.pipeline.artifacts import write_json
 from ssnas.report.style import ACCENT, DARK, MUTED, save, styled
 
 AXES = {

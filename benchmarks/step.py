@@ -18,7 +18,7 @@ import torch
 from benchmarks import measure
 from benchmarks.measure import Setting
 from benchmarks.systems import STEPS, System, make_step, systems_for
-from ssnas.artifacts import write_json
+from ssnas.pipeline.artifacts import write_json
 
 TOLERANCE = {"off": 1e-3, "bf16": 5e-2}
 """Relative difference from the plain twin's losses that is allowed, by precision."""

@@ -1,8 +1,8 @@
 """Training of a network, self-supervised or by labels, and its predictions.
 
 `fit` minimises the loss of the long-tailed labels over the weights, `pretrain` the search's
-self-supervised loss; both descend as the search does on ω. `predict` gives probabilities, and
-`evaluate` their figures.
+self-supervised loss; both descend as the search does on ω. `logits_of` gives a network's logits,
+`predict` the published probabilities, and `evaluate` their figures.
 """
 
 from __future__ import annotations
@@ -317,19 +317,28 @@ def _watched(data: Dataset) -> tuple[str, str]:
 def predict(
     network: nn.Module, data: Dataset, normalise: Normalise, device: torch.device
 ) -> np.ndarray:
-    """Predict the probabilities (N, C) of each image's classes, or labels.
+    """Predict probabilities (N, C) as published: the softmax of the logits, or their sigmoid.
 
-    They are the softmax of the logits for single labels and their sigmoid for multi-label data.
-    Images are shown as they are, and logits are not adjusted.
+    Logits are not adjusted. `ssnas.decision` has the other decisions.
+
+    Args: as those of `logits_of`; that images have several labels decides on the sigmoid.
+    """
+    logits = logits_of(network, data, normalise, device)
+    return (logits.sigmoid() if data.multi_label else logits.softmax(dim=1)).numpy()
+
+
+def logits_of(
+    network: nn.Module, data: Dataset, normalise: Normalise, device: torch.device
+) -> Tensor:
+    """Compute the logits (N, C) of all images, shown as they are, and return them on the CPU.
 
     Args:
         network: gives logits (N, C); it moves to the device and to evaluation mode.
-        data: its labels are not read; that there are several for an image decides on the sigmoid.
+        data: its labels are not read.
         normalise: as in training.
     """
     network.to(device).eval()
-    logits = _logits(network, data, normalise, device)
-    return (logits.sigmoid() if data.multi_label else logits.softmax(dim=1)).numpy()
+    return _logits(network, data, normalise, device)
 
 
 @torch.no_grad()
@@ -339,7 +348,6 @@ def _logits(
     normalise: Normalise,
     device: torch.device,
 ) -> Tensor:
-    """Compute the logits (N, C) of all images, batch by batch, and return them on the CPU."""
     batches = []
     for images in torch.from_numpy(data.images).split(EVALUATION_BATCH):
         with autocast(device):
@@ -350,31 +358,8 @@ def _logits(
 def evaluate(
     network: nn.Module, data: Dataset, normalise: Normalise, device: torch.device
 ) -> dict[str, float]:
-    """Measure a network on labelled images, see `figures`."""
-    return figures(predict(network, data, normalise, device), data)
-
-
-def figures(
-    probabilities: np.ndarray, data: Dataset, train_counts: list[int] | None = None
-) -> dict[str, float]:
-    """Measure probabilities by the figures of `ssnas.metrics` for the kind of labels.
-
-    Args:
-        probabilities: (N, C), see `predict`.
-        data: the images' labels.
-        train_counts: training images of each class; with them there are also figures for classes
-            with many, some and few images.
-
-    Example:
-        Both images get their class, with certainty:
-
-        >>> data = Dataset(np.zeros((2, 8, 8, 1), np.uint8), np.arange(2), ("cat", "dog"))
-        >>> figures(np.eye(2), data)["accuracy"]
-        1.0
-    """
-    if data.multi_label:
-        return metrics.multi_label(probabilities, data.labels)
-    return metrics.single_label(probabilities, data.labels, train_counts)
+    """Measure a network on labelled images by its published decision, see `metrics.figures`."""
+    return metrics.figures(predict(network, data, normalise, device), data.labels)
 
 
 def mixing_sweep(

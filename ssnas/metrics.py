@@ -33,6 +33,23 @@ _CALIBRATION_BINS = 15
 _KNN_CHUNK = 512
 
 
+def figures(
+    probabilities: Array,
+    targets: Array,
+    class_counts: Sequence[int] | None = None,
+    thresholds: ArrayLike = 0.5,
+) -> dict[str, float]:
+    """Compute the figures of `multi_label` for multi-hot targets, else those of `single_label`.
+
+    Example:
+        >>> figures([[0.9, 0.1], [0.8, 0.2]], [0, 0])["accuracy"]
+        1.0
+    """
+    if _numpy(targets).ndim == 2:
+        return multi_label(probabilities, targets, thresholds)
+    return single_label(probabilities, targets, class_counts)
+
+
 def single_label(
     probabilities: Array, targets: Array, class_counts: Sequence[int] | None = None
 ) -> dict[str, float]:
@@ -73,7 +90,7 @@ def single_label(
     recall = np.array(per_class_recall(probabilities, targets))
     predictions = probabilities.argmax(axis=1)
     accuracy = float((predictions == targets).mean())
-    figures = {
+    measured = {
         "accuracy": accuracy,
         "error_rate": 1 - accuracy,
         "balanced_accuracy": float(np.nanmean(recall)),
@@ -93,9 +110,9 @@ def single_label(
     if class_counts is not None:
         counts = np.where(np.isnan(recall), 0, class_counts)
         if counts.any():
-            figures["longtail_accuracy"] = float(np.average(np.nan_to_num(recall), weights=counts))
-        figures |= _shot_accuracies(recall, np.asarray(class_counts))
-    return figures
+            measured["longtail_accuracy"] = float(np.average(np.nan_to_num(recall), weights=counts))
+        measured |= _shot_accuracies(recall, np.asarray(class_counts))
+    return measured
 
 
 def multi_label(
@@ -211,7 +228,7 @@ def per_label_auc(probabilities: Array, targets: Array) -> list[float]:
     ]
 
 
-def confusion(probabilities: Array, targets: Array) -> np.ndarray:
+def confusion(probabilities: Array, targets: Array, thresholds: ArrayLike = 0.5) -> np.ndarray:
     """Count the test images of each actual class (row) that are given each class (column).
 
     For multi-hot targets: the images that have the row's label and are given the column's.
@@ -219,6 +236,7 @@ def confusion(probabilities: Array, targets: Array) -> np.ndarray:
     Args:
         probabilities: (N, C).
         targets: class indices (N,) or multi-hot rows (N, L) with L = C.
+        thresholds: of multi-hot targets, as in `multi_label`.
 
     Returns:
         Integers (C, C).
@@ -234,16 +252,14 @@ def confusion(probabilities: Array, targets: Array) -> np.ndarray:
 
     probabilities, targets = _checked(probabilities, targets)
     if targets.ndim == 2:
-        counts: np.ndarray = targets.astype(int).T @ (probabilities > 0.5).astype(int)
+        counts: np.ndarray = targets.astype(int).T @ (probabilities > thresholds).astype(int)
     else:
         classes = np.arange(probabilities.shape[1])
         counts = confusion_matrix(targets, probabilities.argmax(axis=1), labels=classes)
     return counts
 
 
-def constant_predictor(
-    train_labels_or_priors: Array, targets: Array, multi_label: bool
-) -> dict[str, float]:
+def constant_predictor(train_labels_or_priors: Array, targets: Array) -> dict[str, float]:
     """Compute the figures of a predictor that gives every image the training frequencies.
 
     On single-label data it always predicts the most frequent class.
@@ -252,7 +268,6 @@ def constant_predictor(
         train_labels_or_priors: the training labels, integers (N,) or multi-hot rows (N, L), or
             the frequencies themselves, floats (C,).
         targets: those of the test images, class indices (M,) or multi-hot rows (M, L).
-        multi_label: whether an image may have several labels.
 
     Returns:
         The figures of `single_label` or `multi_label`.
@@ -263,7 +278,7 @@ def constant_predictor(
     Example:
         Class 0 is the more frequent one in training, and two of three test images belong to it:
 
-        >>> figures = constant_predictor([0, 0, 0, 1], [0, 0, 1], multi_label=False)
+        >>> figures = constant_predictor([0, 0, 0, 1], [0, 0, 1])
         >>> round(figures["accuracy"], 4), figures["balanced_accuracy"]
         (0.6667, 0.5)
     """
@@ -272,7 +287,7 @@ def constant_predictor(
         priors = priors.mean(axis=0)
     elif np.issubdtype(priors.dtype, np.integer):
         priors = np.bincount(priors, minlength=targets.max() + 1) / len(priors)
-    return _FIGURES[multi_label](np.tile(priors, (len(targets), 1)), targets)
+    return figures(np.tile(priors, (len(targets), 1)), targets)
 
 
 def knn_accuracy(
@@ -313,6 +328,71 @@ def knn_accuracy(
     return float(correct) / len(test)
 
 
+def intervals(
+    probabilities: Array,
+    targets: Array,
+    *,
+    class_counts: Sequence[int] | None = None,
+    thresholds: ArrayLike = 0.5,
+    groups: ArrayLike | None = None,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Compute percentile intervals of figures by the bootstrap over test images (Efron 1979).
+
+    Test images are drawn with replacement, as many as there are, and each draw is measured as
+    `figures` measures the whole. They say how much a figure depends on the choice of test images,
+    and nothing of other seeds of the training.
+
+    Args:
+        probabilities: (N, C).
+        targets: class indices (N,) or multi-hot rows (N, C).
+        class_counts: the training images of each class, for the figures by their number.
+        thresholds: of multi-hot targets, as in `multi_label`.
+        groups: what belongs together (N,), such as the patient of each image: whole groups are
+            drawn; None for image by image.
+        resamples: the number of draws.
+        level: the share of the draws within the interval.
+        seed: of the draws.
+
+    Returns:
+        The lower and the upper end for accuracy (binary accuracy), error, balanced accuracy, macro
+        F1, macro AUC and the shot groups, each where it is defined.
+
+    Raises:
+        InputError: for no images, or for probabilities that are not finite.
+
+    Example:
+        Nine of ten images are right:
+
+        >>> low, high = intervals(np.eye(2)[[0] * 10], [0] * 9 + [1])["accuracy"]
+        >>> round(low, 2), round(high, 2)
+        (0.7, 1.0)
+    """
+    probabilities, targets = _checked(probabilities, targets)
+    units = np.arange(len(targets)) if groups is None else np.asarray(groups)
+    _, unit = np.unique(units, return_inverse=True)
+    resampled = _multi_label_by_weights if targets.ndim == 2 else _single_label_by_weights
+    measure = resampled(probabilities, targets, class_counts, thresholds)
+    rng = np.random.default_rng(seed)
+    blocks = []
+    for start in range(0, resamples, _block(len(targets))):
+        draws = min(_block(len(targets)), resamples - start)
+        times = rng.multinomial(
+            unit.max() + 1, np.full(unit.max() + 1, 1 / (unit.max() + 1)), draws
+        )
+        blocks.append(measure(times[:, unit].astype(np.float64)))
+    tail = (1 - level) / 2
+    ends = {}
+    for key in blocks[0]:
+        values = np.concatenate([block[key] for block in blocks])
+        if not np.isnan(values).all():
+            low, high = np.nanquantile(values, [tail, 1 - tail])
+            ends[key] = (float(low), float(high))
+    return ends
+
+
 def mean_std(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Compute the mean (`key`) and standard deviation (`key_std`) of each figure over runs.
 
@@ -330,9 +410,6 @@ def mean_std(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
             summary[key] = float(np.mean(values))
             summary[f"{key}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return summary
-
-
-_FIGURES = {False: single_label, True: multi_label}
 
 
 def _numpy(x: Array) -> np.ndarray:
@@ -387,3 +464,121 @@ def _shot_accuracies(recall: np.ndarray, class_counts: np.ndarray) -> dict[str, 
     for key, belongs in SHOT_GROUPS.items():
         accuracies |= _mean_defined(key, recall[belongs(class_counts)])
     return accuracies
+
+
+# The figures of weighted images, for many weightings at once
+
+
+_Measure = Callable[[np.ndarray], dict[str, np.ndarray]]
+"""A function from weights (B, N), how often each image occurs in B draws, to figures (B,)."""
+
+
+def _block(images: int) -> int:
+    """Return how many draws are measured at once, so that a few hundred MB are enough."""
+    return max(1, 4_000_000 // images)
+
+
+def _single_label_by_weights(
+    probabilities: np.ndarray,
+    targets: np.ndarray,
+    class_counts: Sequence[int] | None,
+    thresholds: ArrayLike,
+) -> _Measure:
+    classes = probabilities.shape[1]
+    pairs = targets * classes + probabilities.argmax(axis=1)
+    present, first, order = _grouped(pairs)
+    areas = _areas_by_weights(probabilities, np.eye(classes, dtype=bool)[targets])
+
+    def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
+        counts = np.zeros((len(weights), classes * classes))
+        counts[:, present] = np.add.reduceat(weights[:, order], first, axis=1)
+        counts = counts.reshape(-1, classes, classes)
+        hits, actual = counts.diagonal(axis1=1, axis2=2), counts.sum(axis=2)
+        recall = _ratio(hits, actual)
+        f1 = np.where(actual > 0, _ratio(2 * hits, actual + counts.sum(axis=1)), np.nan)
+        accuracy = hits.sum(axis=1) / actual.sum(axis=1)
+        shots = {}
+        if class_counts is not None:
+            for key, belongs in SHOT_GROUPS.items():
+                shots[key] = _nan_mean(recall[:, belongs(np.asarray(class_counts))])
+        return {
+            "accuracy": accuracy,
+            "error_rate": 1 - accuracy,
+            "balanced_accuracy": _nan_mean(recall),
+            "macro_f1": _nan_mean(f1),
+            "macro_auc": areas(weights),
+            **shots,
+        }
+
+    return measure
+
+
+def _multi_label_by_weights(
+    probabilities: np.ndarray,
+    targets: np.ndarray,
+    class_counts: Sequence[int] | None,
+    thresholds: ArrayLike,
+) -> _Measure:
+    given, positive = probabilities > thresholds, targets.astype(bool)
+    areas = _areas_by_weights(probabilities, positive)
+
+    def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
+        total = weights.sum(axis=1, keepdims=True)
+        hits, labelled, handed = (
+            weights @ marked.astype(np.float64) for marked in (given & positive, positive, given)
+        )
+        refused = total - labelled - (handed - hits)
+        both = (labelled > 0) & (labelled < total)
+        balanced = (_ratio(hits, labelled) + _ratio(refused, total - labelled)) / 2
+        f1 = _ratio(2 * hits, labelled + handed)
+        accuracy = (hits + refused).mean(axis=1) / total[:, 0]
+        return {
+            "binary_accuracy": accuracy,
+            "error_rate": 1 - accuracy,
+            "balanced_accuracy": _nan_mean(np.where(both, balanced, np.nan)),
+            "macro_f1": _nan_mean(np.where(both, f1, np.nan)),
+            "macro_auc": areas(weights),
+        }
+
+    return measure
+
+
+def _areas_by_weights(
+    scores: np.ndarray, positive: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Make a function from weights (B, N) to the mean area under the labels' ROC curves (B,)."""
+    sorted_scores = [
+        (*_grouped(column)[1:], marked) for column, marked in zip(scores.T, positive.T, strict=True)
+    ]
+
+    def areas(weights: np.ndarray) -> np.ndarray:
+        columns = []
+        for first, order, marked in sorted_scores:
+            ordered, is_positive = weights[:, order], marked[order]
+            ups = np.add.reduceat(ordered * is_positive, first, axis=1)
+            downs = np.add.reduceat(ordered * ~is_positive, first, axis=1)
+            # A positive is above the negatives of lower scores, and half above those of its own.
+            below = downs.cumsum(axis=1) - downs / 2
+            pairs = ups.sum(axis=1) * downs.sum(axis=1)
+            columns.append(_ratio((ups * below).sum(axis=1), pairs))
+        return _nan_mean(np.stack(columns, axis=1))
+
+    return areas
+
+
+def _grouped(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the different keys, where each begins in their order, and the order."""
+    order = np.argsort(keys, kind="stable")
+    different, first = np.unique(keys[order], return_index=True)
+    return different, first, order
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Divide, to NaN where the whole is nothing."""
+    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
+
+
+def _nan_mean(values: np.ndarray) -> np.ndarray:
+    """Compute each row's mean without its NaN; NaN for a row of nothing else."""
+    defined = ~np.isnan(values)
+    return _ratio(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1))

@@ -1,21 +1,7 @@
 """Derive the genotype from the searched α."""
 
-from ssnas.artifacts import Places, load_weights, search_description, write_text
-from ssnas.config.schema import Run
-from ssnas.networks.genotype import derive
-from ssnas.networks.supernet import architecture_of
+from ssnas.pipeline.derive_genotype import derive_genotype
 from stages.cli import main
-
-
-def derive_genotype(run: Run) -> None:
-    """Choose the operation of each edge, and the edges that stay."""
-    places = Places(run.folders)
-    weights = load_weights(places.supernet, search_description(run))
-    architecture = architecture_of(weights, run.search.relaxation)
-    derive_by = run.derive
-    genotype = derive(architecture, derive_by.rule, derive_by.threshold, derive_by.op)
-    write_text(places.metrics("searches", "genotype.json"), genotype.to_json())
-
 
 if __name__ == "__main__":
     main(("searches",), derive_genotype)

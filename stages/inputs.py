@@ -8,8 +8,8 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from ssnas.artifacts import write_json
 from ssnas.config.load import load_main
+from ssnas.pipeline.artifacts import write_json
 from ssnas.runtime.source import closure
 from stages.cli import guarded
 

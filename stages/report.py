@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from ssnas.artifacts import write_json
 from ssnas.config.schema import Run
 from ssnas.networks.genotype import Genotype
+from ssnas.pipeline.artifacts import write_json
 from ssnas.report.cells import draw_genotype
 from ssnas.report.files import has_rows, read_json
 from ssnas.report.page import write_html

@@ -161,12 +161,12 @@ def test_no_finding_scores_well_without_any_skill():
     targets = np.zeros((1000, 14), dtype=np.uint8)
     for label in range(14):
         targets[rng.choice(1000, size=53, replace=False), label] = 1
-    figures = metrics.constant_predictor(targets, targets, multi_label=True)
+    figures = metrics.constant_predictor(targets, targets)
     expected = {"binary_accuracy": 0.947, "balanced_accuracy": 0.5, "macro_f1": 0.0}
     expected |= {"macro_auc": 0.5, "macro_average_precision": 0.053}
     expected |= {"log_loss": -0.053 * math.log(0.053) - 0.947 * math.log(0.947)}
     assert {key: figures[key] for key in expected} == pytest.approx(expected)
-    priors = metrics.constant_predictor(np.full(14, 0.053), targets, multi_label=True)
+    priors = metrics.constant_predictor(np.full(14, 0.053), targets)
     assert priors == pytest.approx(figures)
 
 
@@ -175,7 +175,7 @@ def test_no_finding_scores_well_without_any_skill():
 )
 def test_constant_predictor_takes_the_most_frequent_class(train):
     targets = np.array([0, 1, 1, 2, 2, 2, 2, 0])
-    figures = metrics.constant_predictor(train, targets, multi_label=False)
+    figures = metrics.constant_predictor(train, targets)
     assert figures["accuracy"] == pytest.approx(2 / 8)
     assert figures["balanced_accuracy"] == pytest.approx(1 / 3)
     assert figures["macro_auc"] == 0.5
@@ -220,3 +220,86 @@ def test_mean_std_by_hand():
     expected = {"accuracy": 3.0, "accuracy_std": math.sqrt(7)}
     assert metrics.mean_std(runs) == pytest.approx(expected)
     assert metrics.mean_std(runs[1:2]) == {"accuracy": 2.0, "accuracy_std": 0.0}
+
+
+def one_by_one(measure, probabilities, targets, weights):
+    """Measure each draw by itself, from the indices of its images."""
+    rows = [measure(probabilities[index], targets[index]) for index in weights]
+    return {key: [row[key] for row in rows if key in row] for key in rows[0]}
+
+
+def drawn(units, draws, seed=0):
+    """The indices of the images in each draw, units drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    different = np.unique(units)
+    share = np.full(len(different), 1 / len(different))
+    members = [np.flatnonzero(units == unit) for unit in different]
+    for times in rng.multinomial(len(different), share, draws):
+        yield np.concatenate([np.tile(m, t) for m, t in zip(members, times, strict=True)])
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_intervals_are_those_of_draws_measured_one_by_one(grouped):
+    probabilities, targets = softmax_outputs(80, 4)
+    probabilities = np.round(probabilities, 1)  # with ties
+    counts = [150, 60, 30, 5]
+    groups = np.arange(80) // 4 if grouped else None
+    ends = metrics.intervals(
+        probabilities, targets, class_counts=counts, groups=groups, resamples=60
+    )
+    rows = one_by_one(
+        lambda p, t: metrics.single_label(p, t, counts),
+        probabilities,
+        targets,
+        drawn(np.arange(80) if groups is None else groups, 60),
+    )
+    assert {"accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "few_shot"} <= set(ends)
+    for key, interval in ends.items():
+        assert interval == pytest.approx(np.quantile(rows[key], [0.025, 0.975])), key
+
+
+def test_intervals_of_several_labels_are_those_of_draws_measured_one_by_one():
+    rng = np.random.default_rng(1)
+    targets = (rng.random((60, 3)) < [0.5, 0.2, 0.03]).astype(np.uint8)
+    probabilities = np.round(np.clip(0.3 * targets + 0.7 * rng.random((60, 3)), 0, 1), 1)
+    thresholds = np.array([0.5, 0.35, 0.6])
+    ends = metrics.intervals(probabilities, targets, thresholds=thresholds, resamples=60)
+    rows = one_by_one(
+        lambda p, t: metrics.multi_label(p, t, thresholds),
+        probabilities,
+        targets,
+        drawn(np.arange(60), 60),
+    )
+    assert {"binary_accuracy", "balanced_accuracy", "macro_f1", "macro_auc"} <= set(ends)
+    for key, interval in ends.items():
+        assert interval == pytest.approx(np.quantile(rows[key], [0.025, 0.975])), key
+
+
+def test_the_interval_of_an_accuracy_is_that_of_a_binomial():
+    rng = np.random.default_rng(0)
+    right = rng.random(2000) < 0.8
+    low, high = metrics.intervals(np.eye(2)[np.where(right, 0, 1)], np.zeros(2000, int))["accuracy"]
+    half = 1.96 * math.sqrt(right.mean() * (1 - right.mean()) / 2000)
+    assert (low, high) == pytest.approx((right.mean() - half, right.mean() + half), abs=0.003)
+
+
+def test_whole_groups_widen_an_interval():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(100), 10)
+    right = (rng.random(100) < 0.8)[groups]  # the images of a patient are right or wrong together
+    probabilities, targets = np.eye(2)[np.where(right, 0, 1)], np.zeros(1000, int)
+    by_image = metrics.intervals(probabilities, targets)["accuracy"]
+    by_group = metrics.intervals(probabilities, targets, groups=groups)["accuracy"]
+    assert np.diff(by_group) > 2.5 * np.diff(by_image)
+
+
+def test_draws_do_not_depend_on_the_size_of_a_block(monkeypatch):
+    probabilities, targets = softmax_outputs(50, 3)
+    whole = metrics.intervals(probabilities, targets, resamples=30)
+    monkeypatch.setattr(metrics, "_block", lambda images: 7)
+    assert metrics.intervals(probabilities, targets, resamples=30) == whole
+
+
+def test_figures_are_those_of_the_kind_of_targets():
+    assert "accuracy" in metrics.figures([[0.9, 0.1]], [0])
+    assert "binary_accuracy" in metrics.figures([[0.9, 0.1]], [[1, 0]])

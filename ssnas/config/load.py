@@ -116,8 +116,21 @@ def load_main(path: Path = PARAMS) -> Run:
         scale,
         dict.fromkeys(_STEPS, _seed(document, f"{path}: seed")),
         check_value(document.get("device", "auto"), f"{path}: device", str),
+        decide=_decide(document.get("decide", "balanced"), f"{path}: decide"),
         **sections,
     )
+
+
+def _decide(value: Any, where: str) -> str | dict[str, float]:
+    """Check a decision by name, or the frequencies of classes."""
+    if not isinstance(value, dict):
+        limits = {"choices": "ssnas.decision:MULTI_LABEL_DECISIONS"}
+        name: str = check_value(value, where, str, limits)
+        return name
+    return {
+        str(name): check_value(share, f"{where}.{name}", float, {"low": 0.0, "high": 1.0})
+        for name, share in value.items()
+    }
 
 
 _STEPS = ("datasets", "searches", "rows", "transfers")

@@ -17,6 +17,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ssnas.errors import InputError
@@ -57,8 +58,8 @@ class Data:
     val_fraction: float = _key(0.1, above=0.0, high=0.5)
     """Share of the training images held out for validation, if the source has none. Published:
     open."""
-    test_fraction: float = _key(0.2, above=0.0, high=0.5)
-    """Share of the images held out for the test, if the source has none."""
+    test_fraction: float = _key(0.2, low=0.0, high=0.5)
+    """Share of the images held out for the test, if the source has none; 0: no test."""
     bad_images: str = _key("error", choices="ssnas.data.folders:BAD_IMAGES")
     """Action on an unreadable file: end the run, or skip the file and list it."""
     flip: bool | None = None
@@ -285,6 +286,11 @@ SCALED = ("data", "search", "finetune", "transfer")
 TOP_LEVEL = {
     "dataset": "Sets `data.dataset`.",
     "loss": "Sets `finetune.loss` and `transfer.loss`.",
+    "decide": "Decision whose figures are the headline, see `ssnas.decision`: `balanced` (all "
+    "classes equally frequent), `natural` (as frequent as among the training images), `published` "
+    "(the papers': the softmax of the logits), `f1` (several labels an image: thresholds of the "
+    "best F1), or the frequency of each class in the place of use, by name. Published: "
+    "`published`.",
     "seed": "Seed of splits, initialisation, order and views: 0 to 2^31 − 1.",
     "scale": "Preset that applies: a key of `scales`, such as `small` or `paper`.",
     "device": "`auto` (the accelerator, if there is one), `cpu`, or a PyTorch device such as "
@@ -303,9 +309,12 @@ class Run:
     Attributes:
         folders: the folder of each of the four below data/, artifacts/ and metrics/, by its kind
             (`datasets`, `searches`, `rows`, `transfers`).
+        root: the folder in which data/, artifacts/ and metrics/ are.
         scale: the preset that applies.
         seeds: the seed of each of the four, by its kind.
         device: `auto`, `cpu` or another device by its PyTorch name.
+        decide: the decision whose figures are the headline: one of
+            `ssnas.decision.MULTI_LABEL_DECISIONS`, or frequencies by class name.
     """
 
     folders: Mapping[str, str]
@@ -318,6 +327,8 @@ class Run:
     derive: Derive = Derive()
     finetune: Finetune = Finetune()
     transfer: Transfer = Transfer()
+    decide: str | Mapping[str, float] = "published"
+    root: Path = Path()
 
 
 def build(section: type, where: str, *layers: Mapping[str, Any]) -> Any:

@@ -30,7 +30,8 @@ def split(
     The steps draw from one generator, in this order:
 
     1. The test images are the published ones, untouched, or else `test_fraction` of the training
-       images. They come first, so that every profile is tested on the same images.
+       images, which may be none. They come first, so that every profile is tested on the same
+       images.
     2. The remaining training images follow the profile (`ssnas.data.longtail.class_counts`). A
        full class has as many images as the smallest class, and at most `largest_class`.
     3. At most `max_images` of them stay, drawn at random; the same holds for published validation
@@ -50,7 +51,7 @@ def split(
         imbalance: ρ, the largest class over the smallest, at least 1.
         largest_class: the most images of a full class, or None.
         val_fraction: in (0, 0.5].
-        test_fraction: in (0, 0.5].
+        test_fraction: in [0, 0.5].
         seed: of the generator, at least 0.
         max_images: the most training images, or None.
 
@@ -74,7 +75,9 @@ def split(
     _check_numbers(val_fraction, test_fraction, seed)
     rng = np.random.default_rng(seed)
     pool, test, val = source.train, source.test, source.val
-    if test is None:
+    if test is None and test_fraction == 0:
+        test = pool.take(np.arange(0))
+    elif test is None:
         pool, test = _hold_out(pool, test_fraction, rng, "test")
     before = pool.counts
     if profile != "natural":
@@ -146,6 +149,45 @@ def folds(dataset: Dataset, k: int, seed: int) -> list[tuple[np.ndarray, np.ndar
     fold = np.empty(len(dataset), dtype=np.int64)
     fold[order] = np.arange(len(dataset)) % k
     return [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(k)]
+
+
+def folds_of(source: Source, k: int, val_fraction: float, seed: int) -> list[Splits]:
+    """Split a source for training and testing, as often as its test protocol asks for.
+
+    A source with test images of its own has one fold: the published one. Another one is
+    cross-validated: k stratified folds, each of which tests on the images that the others train on.
+
+    Args:
+        k: the number of folds of a cross-validation.
+        val_fraction: the share of a fold's training images to validate on, where the source has no
+            validation images of its own.
+
+    Raises:
+        InputError: if a class is too small for k folds or for the validation images.
+
+    Example:
+        >>> labels = np.repeat(np.arange(2), 6)
+        >>> images = Dataset(np.zeros((12, 8, 8, 1), np.uint8), labels, ("cat", "dog"))
+        >>> parts = folds_of(Source(images, None, None, {}, flip=True), 3, 0.25, seed=0)
+        >>> [(len(fold.train), len(fold.val), len(fold.test)) for fold in parts]
+        [(6, 2, 4), (6, 2, 4), (6, 2, 4)]
+    """
+    held_out: list[tuple[Dataset, Dataset | None]] = [(source.train, source.test)]
+    if source.test is None:
+        pool = source.train
+        held_out = [(pool.take(train), pool.take(test)) for train, test in folds(pool, k, seed)]
+    return [
+        split(
+            Source(train, source.val, test, source.provenance, source.flip),
+            profile="natural",
+            imbalance=1.0,
+            largest_class=None,
+            val_fraction=val_fraction,
+            test_fraction=val_fraction,
+            seed=seed,
+        )
+        for train, test in held_out
+    ]
 
 
 def write(splits: Splits, path: Path) -> None:
@@ -276,9 +318,10 @@ def _check_profile(source: Source, profile: str, largest_class: int | None) -> N
 
 
 def _check_numbers(val_fraction: float, test_fraction: float, seed: int) -> None:
-    for key, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not isinstance(fraction, int | float) or not 0 < fraction <= 0.5:
-            raise InputError(f"{key}: found {fraction!r}; accepted: above 0, up to 0.5")
+    if not isinstance(val_fraction, int | float) or not 0 < val_fraction <= 0.5:
+        raise InputError(f"val_fraction: found {val_fraction!r}; accepted: above 0, up to 0.5")
+    if not isinstance(test_fraction, int | float) or not 0 <= test_fraction <= 0.5:
+        raise InputError(f"test_fraction: found {test_fraction!r}; accepted: from 0 to 0.5")
     _check_seed(seed)
 
 

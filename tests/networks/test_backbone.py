@@ -11,7 +11,6 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
-from ssnas.artifacts import Places
 from ssnas.config.load import load_main
 from ssnas.config.schema import Search
 from ssnas.errors import InputError
@@ -21,12 +20,13 @@ from ssnas.networks.derived import DerivedNetwork, inherit, parameter_count
 from ssnas.networks.genotype import Edge, Genotype
 from ssnas.networks.operations import OPERATIONS, RELAXATIONS
 from ssnas.networks.supernet import PlainSupernet, Supernet, frozen_statistics
+from ssnas.pipeline.artifacts import Places
+from ssnas.pipeline.derive_genotype import derive_genotype
+from ssnas.pipeline.finetune import finetune
+from ssnas.pipeline.make_longtail import make_longtail
+from ssnas.pipeline.search import run_search
+from ssnas.pipeline.transfer import transfer
 from ssnas.search import Bilevel
-from stages.derive_genotype import derive_genotype
-from stages.finetune import finetune
-from stages.make_longtail import make_longtail
-from stages.search import run_search
-from stages.transfer import transfer
 
 OPS = tuple(OPERATIONS)
 
@@ -294,7 +294,7 @@ def test_the_stem_goes_from_the_search_to_the_transfer(tmp_path, monkeypatch):
     run = load_main()
     for stage in (make_longtail, run_search, derive_genotype, finetune, transfer):
         stage(run)
-    searched, tuned = (load_file(getattr(Places(run.folders), n)) for n in ("supernet", "network"))
+    searched, tuned = (load_file(getattr(Places.of(run), n)) for n in ("supernet", "network"))
     assert searched["stem.6.weight"].shape == tuned["stem.6.weight"].shape == (6, 6, 3, 3)
     # Without a pre-training it leaves no trace.
     assert {path.name for path in Path(".checkpoints/main").iterdir()} >= {"search", "finetune"}

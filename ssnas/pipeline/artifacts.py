@@ -22,22 +22,30 @@ from ssnas.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """The places of a run's files, from the project's top folder.
+    """The places of a run's files.
 
     The papers' rows are a DVC project of their own: folders that begin with `papers/` keep all
     that their stages write below papers/.
 
     Args:
         folders: the folder's name by kind of entry, see `ssnas.config.schema.Run`.
+        root: the folder that all of them are in.
 
     Example:
         >>> Places({"datasets": "main"}).splits.as_posix()
         'data/main/splits.npz'
         >>> Places({"rows": "papers/small/rows/ce"}).metrics("rows", "evaluate.json").as_posix()
         'papers/metrics/small/rows/ce/evaluate.json'
+        >>> Places({"rows": "."}, Path("runs/mine")).model.as_posix()
+        'runs/mine/artifacts/export/model.ssnas'
     """
 
     folders: Mapping[str, str]
+    root: Path = Path()
+
+    @classmethod
+    def of(cls, run: Run) -> Places:
+        return cls(run.folders, run.root)
 
     @property
     def splits(self) -> Path:
@@ -51,16 +59,22 @@ class Places:
     def network(self) -> Path:
         return self._folder("artifacts", "rows") / "finetune" / "network.safetensors"
 
+    @property
+    def model(self) -> Path:
+        return self._folder("artifacts", "rows") / "export" / "model.ssnas"
+
     def metrics(self, kind: str, name: str) -> Path:
         """Return the place of the metrics file `name` of the run's entry of a kind."""
         return self._folder("metrics", kind) / name
 
     def checkpoint(self, kind: str, stage: str) -> Path:
-        return Path(".checkpoints", self.folders[kind], stage)
+        return self.root / ".checkpoints" / self.folders[kind] / stage
 
     def _folder(self, top: str, kind: str) -> Path:
-        first, *rest = Path(self.folders[kind]).parts
-        return Path(first, top, *rest) if first == "papers" else Path(top, first, *rest)
+        parts = Path(self.folders[kind]).parts
+        if parts[:1] == ("papers",):
+            return self.root.joinpath("papers", top, *parts[1:])
+        return self.root.joinpath(top, *parts)
 
 
 def search_description(run: Run) -> dict[str, Any]:
@@ -72,7 +86,7 @@ def search_description(run: Run) -> dict[str, Any]:
         "seed": run.seeds["searches"],
         "search": dataclasses.asdict(run.search),
         "views": dataclasses.asdict(run.views),
-        "data": digest(Places(run.folders).splits),
+        "data": digest(Places.of(run).splits),
     }
 
 
@@ -81,7 +95,7 @@ def finetune_description(run: Run) -> dict[str, Any]:
 
     The network's file carries it, and its readers compare.
     """
-    places = Places(run.folders)
+    places = Places.of(run)
     description = {
         "seed": run.seeds["rows"],
         "finetune": dataclasses.asdict(run.finetune),
@@ -119,7 +133,7 @@ def read_splits(run: Run) -> Splits:
     Raises:
         InputError: if their file is missing or damaged.
     """
-    return read(Places(run.folders).splits)
+    return read(Places.of(run).splits)
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssnas.artifacts import (
+from ssnas.errors import InputError
+from ssnas.networks.genotype import Genotype
+from ssnas.networks.supernet import Supernet
+from ssnas.pipeline.artifacts import (
     Places,
     digest,
     load_weights,
@@ -16,9 +19,6 @@ from ssnas.artifacts import (
     write_csv,
     write_json,
 )
-from ssnas.errors import InputError
-from ssnas.networks.genotype import Genotype
-from ssnas.networks.supernet import Supernet
 
 
 def test_weights_round_trip(tmp_path):

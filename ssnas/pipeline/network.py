@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from ssnas.artifacts import Places, load_weights, search_description
 from ssnas.config.schema import Run
 from ssnas.data.types import Dataset
 from ssnas.networks.factory import build_network
 from ssnas.networks.genotype import Genotype
+from ssnas.pipeline.artifacts import Places, load_weights, search_description
 
 
 def network_of(run: Run, data: Dataset) -> nn.Module:
@@ -17,7 +17,7 @@ def network_of(run: Run, data: Dataset) -> nn.Module:
     """
     genotype = None
     if run.finetune.network == "derived":
-        genotype = Genotype.read(Places(run.folders).metrics("searches", "genotype.json"))
+        genotype = Genotype.read(Places.of(run).metrics("searches", "genotype.json"))
     height, width, channels = data.images.shape[1:]
     return build_network(
         run.finetune, run.search, genotype, data.num_classes, (height, width, channels)
@@ -32,4 +32,4 @@ def searched_weights(run: Run) -> dict[str, Tensor] | None:
     """
     if "searches" not in run.folders:
         return None
-    return load_weights(Places(run.folders).supernet, search_description(run))
+    return load_weights(Places.of(run).supernet, search_description(run))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ssnas import transfer
 from ssnas.config.schema import Finetune
-from ssnas.data import Dataset, Source
+from ssnas.data import Dataset, Source, folds_of
 from ssnas.errors import InputError
 from ssnas.networks.derived import DerivedNetwork, inherit
+from ssnas.pipeline import transfer
 from ssnas.training import objectives
 from ssnas.training.checkpoint import Checkpoint
 
@@ -22,7 +22,7 @@ def test_folds_test_every_image_once(splits):
     numbered = splits.train.images.copy()
     numbered[:, 0, 0, 0] = np.arange(len(numbered))
     pool = Dataset(numbered, splits.train.labels, splits.train.class_names)
-    folds = transfer.folds_of(Source(pool, None, None, {}, True), 4, 0.2, seed=0)
+    folds = folds_of(Source(pool, None, None, {}, True), 4, 0.2, seed=0)
     assert len(folds) == 4
     for fold in folds:
         numbers = [set(d.images[:, 0, 0, 0]) for d in (fold.train, fold.val, fold.test)]
@@ -35,7 +35,7 @@ def test_folds_test_every_image_once(splits):
 
 def test_a_published_split_is_kept(splits):
     source = Source(splits.train, splits.val, splits.test, {}, False)
-    (fold,) = transfer.folds_of(source, 4, 0.2, seed=0)
+    (fold,) = folds_of(source, 4, 0.2, seed=0)
     for name in ("train", "val", "test"):
         kept, published = getattr(fold, name), getattr(splits, name)
         assert np.array_equal(kept.images, published.images)
@@ -44,14 +44,14 @@ def test_a_published_split_is_kept(splits):
 
 
 def test_a_published_test_set_without_validation_images(splits):
-    (fold,) = transfer.folds_of(Source(splits.train, None, splits.test, {}, True), 4, 0.2, seed=0)
+    (fold,) = folds_of(Source(splits.train, None, splits.test, {}, True), 4, 0.2, seed=0)
     assert np.array_equal(fold.test.images, splits.test.images)
     assert len(fold.train) + len(fold.val) == len(splits.train)
 
 
 def test_too_many_folds(splits):
     with pytest.raises(InputError, match="'light' of 4 images"):
-        transfer.folds_of(Source(splits.train, None, None, {}, True), 5, 0.2, seed=0)
+        folds_of(Source(splits.train, None, None, {}, True), 5, 0.2, seed=0)
 
 
 def test_train_and_test_goes_on_where_it_was(tmp_path, splits, genotype, monkeypatch):
@@ -69,15 +69,20 @@ def test_train_and_test_goes_on_where_it_was(tmp_path, splits, genotype, monkeyp
             )
 
     first = run()
-    figures, seconds = first
-    assert {"accuracy", "balanced_accuracy"} <= set(figures)
-    assert seconds > 0
+    assert {"accuracy", "balanced_accuracy", "macro_auc"} <= set(first.figures)
+    assert set(first.decisions) == {"published", "balanced", "natural"}
+    assert first.seconds > 0
     weights = build().state_dict()
-    inherited, _ = run(weights, "b")
-    assert inherited == run(weights, "c")[0]
+    inherited = run(weights, "b").figures
+    assert inherited == run(weights, "c").figures
 
     def trained(*_):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(objectives, "crop_and_flip", trained)
-    assert run() == first
+    again = run()
+    assert (again.figures, again.decisions, again.seconds) == (
+        first.figures,
+        first.decisions,
+        first.seconds,
+    )

@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-import stages.transfer
-from ssnas.artifacts import Places, read_splits
+import ssnas.pipeline.transfer
 from ssnas.config.load import load_row
 from ssnas.config.systems import expand
 from ssnas.data import load
 from ssnas.errors import InputError
 from ssnas.networks.baselines import NormalisedLinear
 from ssnas.networks.genotype import Genotype
-from stages.derive_genotype import derive_genotype
-from stages.evaluate import evaluate
-from stages.finetune import finetune
-from stages.make_longtail import make_longtail
-from stages.network import network_of
-from stages.search import run_search
-from stages.transfer import transfer
+from ssnas.pipeline.artifacts import Places, read_splits
+from ssnas.pipeline.derive_genotype import derive_genotype
+from ssnas.pipeline.evaluate import evaluate
+from ssnas.pipeline.finetune import finetune
+from ssnas.pipeline.make_longtail import make_longtail
+from ssnas.pipeline.network import network_of
+from ssnas.pipeline.search import run_search
+from ssnas.pipeline.transfer import transfer
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +69,7 @@ def project(tmp_path, monkeypatch):
 
 
 def read(run, kind, name):
-    return json.loads(Places(run.folders).metrics(kind, name).read_text())
+    return json.loads(Places.of(run).metrics(kind, name).read_text())
 
 
 def made(name, search, row, project):
@@ -92,9 +92,7 @@ def test_rows_of_the_papers_run(project, name):
     facts = read(run, "rows", "finetune.json")
     assert facts["parameters"] > 0
     assert facts["epochs"] == ROWS[name].get("epochs", 1)
-    genotype = Genotype.from_json(
-        Places(run.folders).metrics("searches", "genotype.json").read_text()
-    )
+    genotype = Genotype.from_json(Places.of(run).metrics("searches", "genotype.json").read_text())
     if name == "sep":
         assert {edge.op for edge in genotype.normal} == {"dil_conv_3x3"}
         assert len(genotype.normal) == len(genotype.reduce) == 14
@@ -119,7 +117,7 @@ def test_training_goes_on_from_the_searched_supernet(project):
     for name in ("hls", "on"):
         run = load_row("rows", f"small-{name}")
         finetune(run)
-        sizes[name] = Places(run.folders).network.read_bytes()
+        sizes[name] = Places.of(run).network.read_bytes()
     assert sizes["hls"] != sizes["on"]
 
 
@@ -157,7 +155,7 @@ def test_a_crossvalidation_trains_the_network_of_its_own_loss(project, monkeypat
     """LDAM's cosine classifier, although the row's loss, a default, is another."""
     built = []
     monkeypatch.setattr(
-        stages.transfer, "network_of", lambda *a: built.append(network_of(*a)) or built[-1]
+        ssnas.pipeline.transfer, "network_of", lambda *a: built.append(network_of(*a)) or built[-1]
     )
     entry = {"dataset": "digits", "network": "resnet-32", "weights": "none", "loss": "ldam-drw"}
     project(crossvalidations={"c": entry})

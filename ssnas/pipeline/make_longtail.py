@@ -1,0 +1,39 @@
+"""Read the source, hold out test and validation images, and make the rest long-tailed."""
+
+from pathlib import Path
+from typing import Any
+
+from ssnas import data as datasets
+from ssnas.config.schema import Run
+from ssnas.pipeline.artifacts import Places, write_csv, write_json
+
+RAW = Path("data/raw")
+
+
+def make_longtail(run: Run) -> None:
+    """Write the training, validation and test images, and the images of each class."""
+    data, places = run.data, Places.of(run)
+    source = datasets.load(data.dataset, RAW, data.size, data.channels, data.bad_images, data.flip)
+    natural = data.profile == "natural"
+    splits = datasets.split(
+        source,
+        profile=data.profile,
+        imbalance=data.imbalance,
+        largest_class=None if natural else data.largest_class,
+        val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
+        seed=run.seeds["datasets"],
+        max_images=data.max_images,
+    )
+    datasets.write(splits, places.splits)
+    write_json(places.metrics("datasets", "data.json"), splits.provenance)
+    write_csv(places.metrics("datasets", "class_counts.csv"), _class_counts(splits))
+
+
+def _class_counts(splits: datasets.Splits) -> list[dict[str, Any]]:
+    parts = (splits.provenance["counts_before"], *(s.counts for s in (splits.train, splits.val)))
+    columns = zip(splits.train.class_names, *parts, splits.test.counts, strict=True)
+    return [
+        {"class": i, "name": name, "before": before, "train": train, "val": val, "test": test}
+        for i, (name, before, train, val, test) in enumerate(columns)
+    ]

@@ -1,0 +1,73 @@
+"""Search the supernet on the long-tailed training images; their labels only monitor it."""
+
+import dataclasses
+
+import torch
+
+from ssnas.config.schema import Run
+from ssnas.data import Splits
+from ssnas.data.views import Normalise
+from ssnas.pipeline.artifacts import (
+    Places,
+    read_splits,
+    save_weights,
+    search_description,
+    write_csv,
+    write_json,
+)
+from ssnas.runtime.device import choose_device, machine, peak_memory_mb
+from ssnas.runtime.distributed import process_group, rank
+from ssnas.runtime.source import closure
+from ssnas.search import SearchResult, search
+from ssnas.training.checkpoint import Checkpoint
+from ssnas.training.images import TrainingImages
+from ssnas.training.monitor import knn_monitor
+
+
+def run_search(run: Run) -> None:
+    """Write the searched supernet, and α and the losses by epoch."""
+    places, device = Places.of(run), choose_device(run.device)
+    splits = read_splits(run)
+    images, monitor = _images(run, splits, device), None
+    if not splits.train.multi_label:
+        labelled = (
+            TrainingImages.of(data, images.normalise, images.flip, device)
+            for data in (splits.train, splits.val)
+        )
+        monitor = knn_monitor(*labelled)
+    description = search_description(run)
+    identity = {"parameters": description, "code": closure("ssnas.pipeline.search")}
+    folder = places.checkpoint("searches", "search")
+    with process_group(device), Checkpoint(folder / str(rank()), identity) as checkpoint:
+        result = search(
+            images,
+            run.search,
+            run.views,
+            run.seeds["searches"],
+            monitor=monitor,
+            checkpoint=checkpoint,
+        )
+        if rank() == 0:
+            save_weights(places.supernet, result.supernet.state_dict(), description)
+            _write(result, places, device)
+        checkpoint.finish()
+
+
+def _images(run: Run, splits: Splits, device: torch.device) -> TrainingImages:
+    normalise = Normalise.of(splits.train.images)
+    images = TrainingImages.of(splits.train, normalise, splits.flip, device)
+    if run.search.objective == "supervised":
+        return images
+    return dataclasses.replace(images, labels=None)
+
+
+def _write(result: SearchResult, places: Places, device: torch.device) -> None:
+    write_csv(places.metrics("searches", "search.csv"), result.history)
+    write_csv(places.metrics("searches", "alpha.csv"), result.alphas)
+    cost = {
+        "seconds": round(result.seconds, 1),
+        "images_per_second": result.history[-1]["images_per_second"] if result.history else None,
+        "peak_memory_mb": peak_memory_mb(device),
+        **machine(device),
+    }
+    write_json(places.metrics("searches", "search.cost.json"), cost)
