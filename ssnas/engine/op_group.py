@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import nn
 
 
@@ -73,8 +74,15 @@ class Pool:
 
     @property
     def supported(self) -> bool:
-        sizes = self.pool.kernel_size, self.pool.padding, self.pool.ceil_mode
-        return sizes == (3, 1, False) and isinstance(self.norm, nn.BatchNorm2d)
+        pool = self.pool
+        if isinstance(pool, nn.MaxPool2d):
+            plain = pool.dilation == 1 and not pool.return_indices
+        else:
+            plain = not pool.count_include_pad and pool.divisor_override is None
+        sizes = pool.kernel_size, pool.padding, pool.ceil_mode
+        # One result serves all poolings of a state, so none may have parameters of its own.
+        norm = isinstance(self.norm, nn.BatchNorm2d) and not self.norm.affine
+        return plain and norm and sizes == (3, 1, False)
 
 
 @dataclass(frozen=True)
@@ -240,6 +248,24 @@ class OpGroup:
         """The batch norms at the operations' ends; none if the operations have none."""
         norms = [op.norm for op in self.described or ()]
         return [norm for norm in norms if norm is not None]
+
+    def agrees(self) -> bool:
+        """Tell whether one result serves all operations, where the engine computes only one.
+
+        Poolings of one state see the same batches, so that their running statistics are equal
+        unless somebody has set them. In training the batch's own statistics count.
+        """
+        if len(self.ops) == 1 or not all(isinstance(op, Pool) for op in self.described or ()):
+            return True
+        first, *others = self.norms or [None]
+        if first is None or first.training or first.running_mean is None:
+            return True
+        return all(
+            torch.equal(mine, theirs)
+            for norm in others
+            for mine, theirs in zip(first.buffers(), norm.buffers(), strict=True)
+            if mine.ndim
+        )
 
     @property
     def layers(self) -> list[list[SeparableLayer]]:

@@ -54,6 +54,7 @@ class CellGraph:
         self._watch: Watch | None = None
         self._graphs: dict[int, Graph] = {}
         self._leaving: list[_LeavingEdges] = []
+        self._shared: list[OpGroup] = []
 
     def takes(self, x: Tensor) -> bool:
         """Tell whether the engine may stand in for the cells' own `forward` on this tensor.
@@ -68,7 +69,8 @@ class CellGraph:
             cells = [self._cells] if isinstance(self._cells, nn.Module) else self.cells
             self._watch = Watch([*before, *cells])
             self._leaving = [_LeavingEdges(cell) for cell in self.cells]
-        return self._watch.allows(x)
+            self._shared = [group for leaving in self._leaving for group in leaving.shared()]
+        return self._watch.allows(x) and all(group.agrees() for group in self._shared)
 
     def __call__(
         self, inputs: Sequence[Tensor], weights: Sequence[Tensor | None]
@@ -234,6 +236,11 @@ class _LeavingEdges:
             zeros = [Zero(self.cell.stride(start)) for _ in nodes]
             groups.append(OpGroup(zeros, nodes, (source,), weighted=False))
         return groups
+
+    def shared(self) -> list[OpGroup]:
+        """The groups of several operations of which the engine may compute one for all."""
+        groups = [group for start in range(NUM_STATES - 1) for group in self.groups(start, 0, 0)]
+        return [group for group in groups if len(group.ops) > 1]
 
     def from_state(self, start: int) -> Graph:
         """The operations that leave one state, from it to the nodes."""
