@@ -13,16 +13,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ssnas.data.longtail import class_counts
     from ssnas.errors import InputError
+    from ssnas.model import Model, load
     from ssnas.networks.derived import DerivedNetwork
     from ssnas.networks.genotype import Genotype, derive
     from ssnas.networks.supernet import Supernet
+    from ssnas.pipeline.classifier import Classifier
+    from ssnas.pipeline.fit import fit
 
 __version__ = "0.1.0"
 
-__all__ = ["DerivedNetwork", "Genotype", "InputError", "Supernet", "__version__", "derive"]
+__all__ = [
+    "Classifier",
+    "DerivedNetwork",
+    "Genotype",
+    "InputError",
+    "Model",
+    "Supernet",
+    "__version__",
+    "class_counts",
+    "derive",
+    "fit",
+    "load",
+]
 
 _MODULES = {
+    "Classifier": "ssnas.pipeline.classifier",
+    "fit": "ssnas.pipeline.fit",
+    "Model": "ssnas.model",
+    "load": "ssnas.model",
+    "class_counts": "ssnas.data.longtail",
     "Genotype": "ssnas.networks.genotype",
     "InputError": "ssnas.errors",
     "DerivedNetwork": "ssnas.networks.derived",

@@ -302,7 +302,7 @@ def _frequencies(prior: ArrayLike, classes: int, multi_label: bool) -> np.ndarra
     valid = rho.shape == (classes,) and np.isfinite(rho).all() and rho.min() >= 0 < rho.max()
     if not valid or (multi_label and rho.max() > 1):
         limits = "in [0, 1]" if multi_label else "at least 0, not all 0"
-        raise InputError(f"prior: found {prior!r}; accepted: {classes} frequencies {limits}")
+        raise InputError(f"prior: found {prior!r}; accepted: {classes} frequencies, {limits}")
     return rho if multi_label else rho / rho.sum()
 
 
@@ -311,28 +311,36 @@ def _prior_scores(prior: ArrayLike, multi_label: bool) -> Tensor:
     return frequencies.logit() if multi_label else frequencies.log()
 
 
-def named_prior(prior: Prior, class_names: Sequence[str]) -> str | list[float]:
-    """Bring a prior by class name into the order of the classes; others are returned as they are.
+def named_prior(
+    decide: Prior, class_names: Sequence[str], multi_label: bool = False
+) -> str | list[float]:
+    """Check a decision, and bring a prior by class name into the order of the classes.
 
     Raises:
-        InputError: naming a class that is missing or not one of the model's.
+        InputError: for an unknown decision, `f1` for single labels, or a class that is missing or
+            not one of the model's.
 
     Example:
         >>> named_prior({"dog": 0.1, "cat": 0.9}, ["cat", "dog"])
         [0.9, 0.1]
     """
-    if isinstance(prior, str):
-        return prior
-    if not isinstance(prior, Mapping):
-        return list(prior)
-    missing = [name for name in class_names if name not in prior]
-    unknown = [str(name) for name in prior if name not in class_names]
-    if missing or unknown:
-        raise InputError(
-            f"prior: found {', '.join(map(str, prior))}; accepted: a frequency for each of "
-            f"{', '.join(class_names)}"
-        )
-    return [float(prior[name]) for name in class_names]
+    if isinstance(decide, str):
+        names = MULTI_LABEL_DECISIONS if multi_label else DECISIONS
+        if decide not in names:
+            raise InputError(
+                f"decide: found {decide!r}; choose from {', '.join(names)}, or give a frequency "
+                "for each class"
+            )
+        return decide
+    if isinstance(decide, Mapping):
+        missing = [name for name in class_names if name not in decide]
+        if missing or len(decide) > len(class_names):
+            raise InputError(
+                f"decide: found {', '.join(map(str, decide))}; accepted: a frequency for each of "
+                f"{', '.join(class_names)}"
+            )
+        decide = [decide[name] for name in class_names]
+    return _frequencies(decide, len(class_names), multi_label).tolist()
 
 
 def probabilities(scores: Tensor, multi_label: bool) -> Tensor:
@@ -351,9 +359,11 @@ def probabilities(scores: Tensor, multi_label: bool) -> Tensor:
 def fit_temperature(scores: Tensor, targets: np.ndarray, train_prior: ArrayLike) -> float:
     """Fit the temperature T of the scores on validation images (Guo et al. 2017).
 
-    T minimises their log-loss. It is kept only if it lowers the log-loss of images that it was not
-    fitted on, in a cross-validation; else T = 1. The images may have other class frequencies than
-    the training images: the probabilities are those under the images' own frequencies.
+    T minimises their log-loss, with targets smoothed by ε = 1 / (M + 2) for M predictions: if all
+    of them are right, the next one is wrong with about that probability (Laplace's rule of
+    succession; Platt 1999), and not never. T is kept only if it lowers the log-loss of images that
+    it was not fitted on, in a cross-validation; else T = 1. The images may have other class
+    frequencies than the training images: the probabilities are those under their own.
 
     Args:
         scores: z, of shape (N, C).
@@ -370,7 +380,7 @@ def fit_temperature(scores: Tensor, targets: np.ndarray, train_prior: ArrayLike)
         >>> targets = np.tile([0, 0, 0, 1, 1, 1, 1, 0], 20)
         >>> rows = np.tile([0, 0, 0, 0, 1, 1, 1, 1], 20)
         >>> round(fit_temperature(scores[rows], targets, [0.5, 0.5]), 2)
-        2.0
+        2.02
     """
     if len(targets) < 2 * FOLDS:
         return 1.0
@@ -382,20 +392,27 @@ def fit_temperature(scores: Tensor, targets: np.ndarray, train_prior: ArrayLike)
         shift = torch.where(shift.isfinite(), shift, 0.0)
     labels = torch.from_numpy(targets)
 
-    def log_loss(rows: np.ndarray, temperature: float) -> float:
+    def log_loss(rows: np.ndarray, temperature: float, smoothed: bool = False) -> float:
         shifted, wanted = scores[rows] / temperature + shift, labels[rows]
+        share = 1 / (wanted.numel() + 2) if smoothed else 0.0
         if multi_label:
-            return float(F.binary_cross_entropy_with_logits(shifted, wanted.double()))
-        return float(F.cross_entropy(shifted, wanted))
+            wanted = (1 - share) * wanted.double() + share * (1 - wanted.double())
+            return float(F.binary_cross_entropy_with_logits(shifted, wanted))
+        # A class that no image has costs nothing, whatever share is smoothed onto it.
+        shifted = shifted[:, shift.isfinite()]
+        wanted = wanted - (~shift.isfinite()).cumsum(0)[wanted]
+        return float(F.cross_entropy(shifted, wanted, label_smoothing=share))
 
     fold, everything = np.arange(len(targets)) % FOLDS, np.arange(len(targets))
     unfitted, fitted = 0.0, 0.0
     for number in range(FOLDS):
         inside, outside = everything[fold != number], everything[fold == number]
-        temperature = _minimise(partial(log_loss, inside))
+        temperature = _minimise(partial(log_loss, inside, smoothed=True))
         unfitted += log_loss(outside, 1.0) * len(outside)
         fitted += log_loss(outside, temperature) * len(outside)
-    return _minimise(partial(log_loss, everything)) if fitted < unfitted else 1.0
+    if fitted >= unfitted:
+        return 1.0
+    return _minimise(partial(log_loss, everything, smoothed=True))
 
 
 def _minimise(log_loss: Callable[[float], float]) -> float:
@@ -483,10 +500,13 @@ class Decision:
         return MULTI_LABEL_DECISIONS if self.thresholds else DECISIONS
 
     def __call__(self, logits: Tensor, decide: str | Sequence[float]) -> Tensor:
-        """Compute probabilities (N, C) in float64.
+        """Compute probabilities (N, C) in float64 from logits (N, C), see `rule`."""
+        return self.rule(decide)(logits)
+
+    def rule(self, decide: str | Sequence[float]) -> Callable[[Tensor], Tensor]:
+        """Make the function from logits to probabilities of one decision.
 
         Args:
-            logits: (N, C).
             decide: one of `names`, or a prior (C,).
 
         Raises:
@@ -494,23 +514,23 @@ class Decision:
         """
         if isinstance(decide, str) and decide not in self.names:
             raise InputError(f"decide: found {decide!r}; choose from {', '.join(self.names)}")
-        if self.seen is None and decide != "published":
+        if decide == "published":
+            return lambda logits: probabilities(logits.double(), self.multi_label)
+        if self.seen is None:
             raise InputError(
                 "prior: the loss or the samplers of this network leave no posterior; accepted is "
                 "the decision published"
             )
-        logits = logits.double()
-        if decide == "published":
-            return probabilities(logits, self.multi_label)
-        scores = self.scores(logits) / self.temperature
-        return probabilities(scores + self._shift(decide).to(scores), self.multi_label)
-
-    def _shift(self, decide: str | Sequence[float]) -> Tensor:
-        assert self.seen is not None
         prior = "natural" if decide == "f1" else decide
         if prior == "natural" and self.seen != self.frequencies:
             prior = self.frequencies
-        return prior_shift(self.seen, prior, self.multi_label)
+        shift = prior_shift(self.seen, prior, self.multi_label)
+
+        def decided(logits: Tensor) -> Tensor:
+            scores = self.scores(logits.double()) / self.temperature
+            return probabilities(scores + shift.to(scores), self.multi_label)
+
+        return decided
 
     def threshold(self, decide: str | Sequence[float]) -> np.ndarray | float:
         """Return from what probability on a label is given; single-label data have no threshold."""

@@ -158,9 +158,16 @@ def test_a_wrong_prior_is_named(prior):
 
 def test_priors_by_class_name():
     assert decision.named_prior({"b": 0.1, "a": 0.9}, ["a", "b"]) == [0.9, 0.1]
-    for wrong in ({"a": 1.0}, {"a": 0.5, "b": 0.4, "c": 0.1}):
+    assert decision.named_prior([2, 6], ["a", "b"]) == [0.25, 0.75]
+    for wrong in ({"a": 1.0}, {"a": 0.5, "b": 0.4, "c": 0.1}, {"a": 0.5, "d": 0.5}):
         with pytest.raises(InputError, match="a frequency for each of a, b"):
             decision.named_prior(wrong, ["a", "b"])
+
+
+def test_decisions_by_name_depend_on_the_labels():
+    assert decision.named_prior("f1", ["a", "b"], multi_label=True) == "f1"
+    with pytest.raises(InputError, match="'f1'; choose from published, balanced, natural"):
+        decision.named_prior("f1", ["a", "b"])
 
 
 def calibrated_scores(images, classes, rng, sharpness=1.0):

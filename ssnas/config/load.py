@@ -28,6 +28,7 @@ from ssnas.errors import InputError
 
 PARAMS = Path("params.yaml")
 ROWS = Path("papers/rows.yaml")
+PRESETS = Path(__file__).with_name("presets.yaml")
 
 
 class _DuplicateKey(Exception):
@@ -94,29 +95,67 @@ def load_main(path: Path = PARAMS) -> Run:
     Raises:
         InputError: for a wrong key or value; it names the file and the key as the user wrote it.
     """
-    document = read_yaml(path)
+    return _run(read_yaml(path), str(path), "main")
+
+
+def load_options(options: Mapping[str, Any], path: Path | None, root: Path) -> Run:
+    """Load the run of `ssnas.fit`, whose files are below `root`.
+
+    Args:
+        options: by key of the top level of params.yaml; also keys of its section `data`.
+        path: of a file like params.yaml; None for the presets, and classes as frequent as they are.
+        root: where the run's files go.
+
+    Raises:
+        InputError: for a wrong key or value.
+
+    Example:
+        >>> run = load_options({"dataset": "photos", "size": 64, "loss": "ce"}, None, Path("runs"))
+        >>> run.data.size, run.data.profile, run.finetune.loss, run.search.epochs
+        (64, 'natural', 'ce', 20)
+    """
+    document = read_yaml(path or PRESETS)
+    if path is None:
+        document = {**document, "data": {"profile": "natural"}}
+    where = "options" if path is None else f"{path} and options"
+    in_data = [field.name for field in dataclasses.fields(SECTIONS["data"])]
+    for key, value in options.items():
+        if key in in_data and key not in TOP_LEVEL:
+            document["data"] = {**_mapping(document.get("data", {}), f"{where}: data"), key: value}
+        elif key in SECTIONS and isinstance(value, Mapping):
+            section = _mapping(document.get(key, {}), f"{where}: {key}")
+            document[key] = {**section, **value}
+        elif key in (*TOP_LEVEL, *SECTIONS):
+            document[key] = value
+        else:
+            known = (*TOP_LEVEL, *in_data[1:], *SECTIONS)
+            raise InputError(f"{where}: {key}: unknown key; choose from {', '.join(known)}")
+    return dataclasses.replace(_run(document, where, "."), root=root)
+
+
+def _run(document: Mapping[str, Any], where: str, folder: str) -> Run:
     known = (*TOP_LEVEL, *SECTIONS, "scales")
     for key in document:
         if key not in known:
-            raise InputError(f"{path}: {key}: unknown key; choose from {', '.join(known)}")
+            raise InputError(f"{where}: {key}: unknown key; choose from {', '.join(known)}")
     scale = document.get("scale", "small")
-    preset = _preset(document, scale, path, f"{path}: scale")
+    preset = _preset(document, scale, where, f"{where}: scale")
     sections = {
         name: build(
             section,
-            f"{path}: {name}",
+            f"{where}: {name}",
             preset.get(name, {}),
-            _routed(document, name, path),
-            _mapping(document.get(name, {}), f"{path}: {name}"),
+            _routed(document, name, where),
+            _mapping(document.get(name, {}), f"{where}: {name}"),
         )
         for name, section in SECTIONS.items()
     }
     return Run(
-        dict.fromkeys(_STEPS, "main"),
+        dict.fromkeys(_STEPS, folder),
         scale,
-        dict.fromkeys(_STEPS, _seed(document, f"{path}: seed")),
-        check_value(document.get("device", "auto"), f"{path}: device", str),
-        decide=_decide(document.get("decide", "balanced"), f"{path}: decide"),
+        dict.fromkeys(_STEPS, _seed(document, f"{where}: seed")),
+        check_value(document.get("device", "auto"), f"{where}: device", str),
+        decide=_decide(document.get("decide", "balanced"), f"{where}: decide"),
         **sections,
     )
 
@@ -138,7 +177,7 @@ _ROUTES = {"dataset": ("data",), "loss": ("finetune", "transfer")}
 """Keys of the top level, each with the sections whose key of the same name it sets."""
 
 
-def _routed(document: Mapping[str, Any], section: str, path: Path) -> dict[str, Any]:
+def _routed(document: Mapping[str, Any], section: str, path: str) -> dict[str, Any]:
     """Collect what the top level sets in a section."""
     return {
         key: check_key(SECTIONS[section], key, document[key], f"{path}: {key}")
@@ -153,7 +192,7 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def _preset(params: Mapping[str, Any], scale: Any, path: Path, where: str) -> dict[str, Any]:
+def _preset(params: Mapping[str, Any], scale: Any, path: str, where: str) -> dict[str, Any]:
     """Look up the sections that a scale presets in params.yaml; `where` is the key of the scale."""
     scales = _mapping(params.get("scales"), f"{path}: scales")
     if scale not in list(scales):
@@ -226,7 +265,7 @@ def load_row(kind: str, key: str, rows_path: Path = ROWS, params_path: Path = PA
     document, params = read_yaml(rows_path), read_yaml(params_path)
     chain = {link.kind: link for link in _chain(document, kind, key, rows_path)}
     scale = chain[kind].entry["scale"]
-    preset = _preset(params, scale, params_path, f"{chain[kind].where}.scale")
+    preset = _preset(params, scale, str(params_path), f"{chain[kind].where}.scale")
     sections: dict[str, Any] = {}
     for link in chain.values():
         sections |= _sections(link, preset)

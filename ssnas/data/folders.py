@@ -50,6 +50,11 @@ class Options(NamedTuple):
     channels: str = "keep"
     bad_images: str = "error"
 
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """Height and width; None where images keep theirs."""
+        return None if self.size is None else (self.size, self.size)
+
 
 class Folder(NamedTuple):
     """The content of an image folder.
@@ -97,46 +102,67 @@ def convert(dataset: Dataset, options: Options) -> Dataset:
         >>> convert(data, Options(size=4, channels="rgb")).images.shape
         (2, 4, 4, 3)
     """
-    *sides, depth = dataset.images.shape[1:]
-    target_sides = sides if options.size is None else [options.size, options.size]
+    height, width, depth = dataset.images.shape[1:]
+    sides = options.sides or (height, width)
     target_depth = CHANNELS[options.channels] or depth
-    if (sides, depth) == (target_sides, target_depth):
+    if (height, width, depth) == (*sides, target_depth):
         return dataset
-    images = np.stack(
-        [
-            pixels(Image.fromarray(image[..., 0] if depth == 1 else image), options)
-            for image in dataset.images
-        ]
-    )
+    images = np.stack([pixels(as_image(image), target_depth, sides) for image in dataset.images])
     return Dataset(images, dataset.labels, dataset.class_names)
 
 
-def pixels(image: Image.Image, options: Options) -> np.ndarray:
+def as_image(array: np.ndarray) -> Image.Image:
+    """Make an image of a uint8 array (H, W), (H, W, 1) or (H, W, 3).
+
+    Raises:
+        InputError: for another array.
+
+    Example:
+        >>> as_image(np.zeros((8, 12, 1), np.uint8)).size
+        (12, 8)
+    """
+    grey = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
+    if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] == 3)):
+        raise InputError(
+            f"image: found {array.dtype} {array.shape}; accepted: uint8 (H, W), (H, W, 1) or "
+            "(H, W, 3)"
+        )
+    return Image.fromarray(array.reshape(array.shape[:2]) if grey else array)
+
+
+def pixels(
+    image: Image.Image, depth: int | None = None, sides: tuple[int, int] | None = None
+) -> np.ndarray:
     """Convert an image of any mode to an array.
 
-    With a size, the shorter side is resized to it (bicubic, antialiased) and the centre cut out.
-    16-bit grey is scaled over its full range, 65535 to 255; transparency is dropped.
+    With other sides than its own, it is resized until it covers them (bicubic, antialiased) and
+    the centre cut out. 16-bit grey is scaled over its full range, 65535 to 255; transparency is
+    dropped.
+
+    Args:
+        depth: C, 1 for grey and 3 for colour; None for what the image is.
+        sides: height and width in pixels; None for the image's own.
 
     Returns:
-        uint8 (H, W, C), C as `options.channels` says, or else 1 for grey and 3 for colour.
+        uint8 (H, W, C).
 
     Raises:
         InputError: for pixels of a range that is not known.
 
     Example:
-        >>> pixels(Image.new("RGB", (12, 8)), Options(size=6)).shape
+        >>> pixels(Image.new("RGB", (12, 8)), sides=(6, 6)).shape
         (6, 6, 3)
-        >>> pixels(Image.new("L", (12, 8)), Options()).shape
+        >>> pixels(Image.new("L", (12, 8))).shape
         (8, 12, 1)
     """
     if image.mode.startswith("I"):
         image = _eight_bits(image)
     if image.mode == "F":
         raise InputError("found 32-bit floating-point pixels; accepted: 8-bit or 16-bit integers")
-    depth = CHANNELS[options.channels] or (1 if image.mode in GREY_MODES else 3)
+    depth = depth or (1 if image.mode in GREY_MODES else 3)
     image = image.convert("L" if depth == 1 else "RGB")
-    if options.size is not None and image.size != (options.size, options.size):
-        image = ImageOps.fit(image, (options.size, options.size), Image.Resampling.BICUBIC)
+    if sides is not None and image.size != sides[::-1]:
+        image = ImageOps.fit(image, sides[::-1], Image.Resampling.BICUBIC)
     array = np.array(image)
     return array[..., None] if depth == 1 else array
 
@@ -207,16 +233,38 @@ def _read_one(path: Path, options: Options) -> tuple[str, np.ndarray | InputErro
     result: np.ndarray | InputError
     try:
         content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            result = pixels(ImageOps.exif_transpose(image), options)
+        result = decode(content, CHANNELS[options.channels], options.sides)
+    except OSError as error:
+        result = InputError(f"found an unreadable file ({error.strerror}); accepted: whole images")
     except InputError as error:
         result = error
+    return hashlib.sha256(content).hexdigest(), result
+
+
+def decode(
+    content: bytes, depth: int | None = None, sides: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Decode an image file, turned upright by its EXIF data, to an array as `pixels` makes it.
+
+    Raises:
+        InputError: if it is no whole image.
+
+    Example:
+        >>> file = io.BytesIO()
+        >>> Image.new("RGB", (12, 8)).save(file, "png")
+        >>> decode(file.getvalue(), depth=1, sides=(4, 4)).shape
+        (4, 4, 1)
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return pixels(ImageOps.exif_transpose(image), depth, sides)
+    except InputError:
+        raise
     except UnidentifiedImageError:
-        result = InputError(f"found no known image format; accepted: {' '.join(EXTENSIONS)}")
+        raise InputError(f"found no known image format; accepted: {' '.join(EXTENSIONS)}") from None
     except Exception as error:  # on broken files Pillow's decoders raise far more than OSError
         reason = " ".join(str(error).split())
-        result = InputError(f"found an unreadable image ({reason}); accepted: whole images")
-    return hashlib.sha256(content).hexdigest(), result
+        raise InputError(f"found an unreadable image ({reason}); accepted: whole images") from None
 
 
 def _list_files(folder: Path) -> tuple[list[_File], tuple[str, ...]]:
@@ -244,7 +292,7 @@ def _list_files(folder: Path) -> tuple[list[_File], tuple[str, ...]]:
                 f"accepted: those of train, {', '.join(class_names)}"
             )
         for label, name in enumerate(class_names):
-            images = _image_files(part / name)
+            images = image_files(part / name)
             if not images:
                 raise InputError(
                     f"{part / name}: found no image; accepted: files ending in "
@@ -265,7 +313,13 @@ def _is_hidden(path: Path) -> bool:
     return path.name.startswith((".", "__MACOSX"))
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """List the image files in a folder and all below it, by name; hidden ones are left out.
+
+    Example:
+        >>> image_files(Path("no/such/folder"))
+        []
+    """
     return sorted(
         (
             path

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ssnas.data.types import SPLITS, Dataset, check_images
 from ssnas.errors import InputError
@@ -153,3 +154,40 @@ def _dataset(
         return Dataset(images, labels, class_names)
     except InputError as error:
         raise InputError(f"{path}: {split}_{error}") from None
+
+
+def labelled_arrays(images: ArrayLike, labels: ArrayLike) -> dict[str, np.ndarray]:
+    """Make the arrays of an .npz of images in memory.
+
+    Args:
+        images: uint8 (N, H, W) or (N, H, W, C).
+        labels: one of any type that can be sorted an image (N,), or 0 and 1 for each label (N, L).
+
+    Raises:
+        InputError: naming what is not of that form.
+
+    Example:
+        >>> arrays = labelled_arrays(np.zeros((3, 8, 8), np.uint8), ["dog", "cat", "dog"])
+        >>> arrays["train_labels"], arrays["class_names"]
+        (array([1, 0, 1]), array(['cat', 'dog'], dtype='<U3'))
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise InputError(
+            f"images: found {images.dtype} {images.shape}; accepted: uint8 (N, H, W) or "
+            "(N, H, W, C)"
+        )
+    if labels.ndim not in (1, 2) or len(labels) != len(images):
+        raise InputError(
+            f"labels: found {labels.shape} for {len(images)} images; accepted: (N,) or (N, L)"
+        )
+    if labels.ndim == 2:
+        if not np.isin(labels, (0, 1)).all():
+            raise InputError("labels: found (N, L) with other values; accepted: 0 and 1")
+        return {"train_images": images, "train_labels": labels.astype(np.uint8)}
+    try:
+        classes, encoded = np.unique(labels, return_inverse=True)
+    except TypeError:
+        raise InputError("labels: found values of several types; accepted: of one") from None
+    names = np.array([str(name) for name in classes])
+    return {"train_images": images, "train_labels": encoded, "class_names": names}

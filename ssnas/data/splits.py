@@ -251,11 +251,16 @@ def read(path: Path) -> Splits:
             "make-longtail writes it"
         )
     multi_label = arrays["train_labels"].ndim > 1 if "train_labels" in arrays else False
+    tested = len(arrays["test_images"]) > 0
+    if not tested:
+        arrays = {key: value for key, value in arrays.items() if not key.startswith("test_")}
     parts = {
         split: dataset
         for split, dataset in published_splits(path, arrays, multi_label=multi_label).items()
         if dataset is not None
     }
+    if not tested:
+        parts["test"] = parts["train"].take(np.arange(0))
     try:
         provenance = json.loads(str(arrays["provenance"]))
     except json.JSONDecodeError:

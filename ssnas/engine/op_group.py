@@ -255,10 +255,11 @@ class OpGroup:
         Poolings of one state see the same batches, so that their running statistics are equal
         unless somebody has set them. In training the batch's own statistics count.
         """
-        if len(self.ops) == 1 or not all(isinstance(op, Pool) for op in self.described or ()):
+        pools = self.described is not None and isinstance(self.described[0], Pool)
+        if len(self.ops) == 1 or not pools:
             return True
-        first, *others = self.norms or [None]
-        if first is None or first.training or first.running_mean is None:
+        first, *others = self.norms
+        if first.training or first.running_mean is None:
             return True
         return all(
             torch.equal(mine, theirs)

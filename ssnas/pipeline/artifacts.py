@@ -36,8 +36,8 @@ class Places:
         'data/main/splits.npz'
         >>> Places({"rows": "papers/small/rows/ce"}).metrics("rows", "evaluate.json").as_posix()
         'papers/metrics/small/rows/ce/evaluate.json'
-        >>> Places({"rows": "."}, Path("runs/mine")).model.as_posix()
-        'runs/mine/artifacts/export/model.ssnas'
+        >>> Places({"rows": "."}, Path("runs/mine")).network.as_posix()
+        'runs/mine/artifacts/finetune/network.safetensors'
     """
 
     folders: Mapping[str, str]

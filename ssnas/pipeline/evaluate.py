@@ -14,7 +14,7 @@ from ssnas.data.views import Normalise
 from ssnas.decision import Decision, decision_of, named_prior
 from ssnas.errors import InputError
 from ssnas.finetune import logits_of, mixing_sweep
-from ssnas.networks.baselines import linear_classifier
+from ssnas.networks.baselines.linear import linear_classifier
 from ssnas.networks.bilateral import BilateralSupernet
 from ssnas.pipeline.artifacts import (
     Places,
@@ -57,7 +57,7 @@ def evaluate(run: Run) -> None:
     normalise = Normalise.of(train.images)
     decision = calibrate(run, network, splits)
     logits = logits_of(network, test, normalise, device)
-    chosen = named_prior(run.decide, train.class_names)
+    chosen = named_prior(run.decide, train.class_names, train.multi_label)
     probabilities = decision(logits, chosen).numpy()
     threshold = decision.threshold(chosen)
     linear = metrics.figures(linear_classifier(train, test), test.labels, train.counts)

@@ -5,6 +5,7 @@ from typing import Any
 
 from ssnas import data as datasets
 from ssnas.config.schema import Run
+from ssnas.decision import named_prior
 from ssnas.pipeline.artifacts import Places, write_csv, write_json
 
 RAW = Path("data/raw")
@@ -14,6 +15,8 @@ def make_longtail(run: Run) -> None:
     """Write the training, validation and test images, and the images of each class."""
     data, places = run.data, Places.of(run)
     source = datasets.load(data.dataset, RAW, data.size, data.channels, data.bad_images, data.flip)
+    # A wrong decision would otherwise end the run after the training.
+    named_prior(run.decide, source.train.class_names, source.train.multi_label)
     natural = data.profile == "natural"
     splits = datasets.split(
         source,

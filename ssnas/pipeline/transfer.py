@@ -46,6 +46,7 @@ def transfer(run: Run) -> None:
     source = datasets.load(
         target.dataset, RAW, target.size, target.channels, target.bad_images, target.flip
     )
+    named_prior(run.decide, source.train.class_names, source.train.multi_label)
     seed = run.seeds["transfers"]
     weights = _weights(run)
     folds = datasets.folds_of(source, target.folds, target.val_fraction, seed)
@@ -182,7 +183,7 @@ def train_and_test(
     decision = decision_of(config, train.counts, len(train), train.multi_label)
     decision = decision.fitted(logits_of(network, val, data.normalise, device), val.labels)
     logits = logits_of(network, test, data.normalise, device)
-    chosen = named_prior(decide, train.class_names)
+    chosen = named_prior(decide, train.class_names, train.multi_label)
     probabilities = decision(logits, chosen).numpy()
     figures = metrics.figures(
         probabilities, test.labels, thresholds=decision.threshold(chosen)

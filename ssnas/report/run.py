@@ -28,6 +28,16 @@ FIGURES = {
     "macro_average_precision": ("macro average precision", False),
     "macro_f1": ("macro F1", False),
     "expected_calibration_error": ("expected calibration error", False),
+    "log_loss": ("log-loss", False),
+}
+_DECIDED = (
+    "error_rate", "balanced_accuracy", "macro_f1", "expected_calibration_error", "log_loss",
+)  # fmt: skip
+_DECISIONS = {
+    "published": "as published (softmax of the logits)",
+    "balanced": "balanced (all classes equally frequent)",
+    "natural": "natural (as frequent as in training)",
+    "f1": "f1 (a threshold a label)",
 }
 _TRANSFERRED = ("accuracy", "balanced_accuracy", "binary_accuracy", "macro_auc")
 NONE = "–"
@@ -44,6 +54,8 @@ class Run:
     figures: dict[str, Any]
     per_class: pd.DataFrame
     transfer: dict[str, Any]
+    export: dict[str, Any]
+    export_cost: dict[str, Any]
     search_cost: dict[str, Any]
     finetune_cost: dict[str, Any]
 
@@ -66,6 +78,8 @@ class Run:
             figures=read_json(folder / "evaluate.json"),
             per_class=read_csv(folder / "per_class.csv", "name", "train_images"),
             transfer=optional("transfer.json"),
+            export=optional("export.json"),
+            export_cost=optional("export.cost.json"),
             search_cost=optional("search.cost.json"),
             finetune_cost=optional("finetune.cost.json"),
         )
@@ -149,9 +163,13 @@ class Run:
         folds = f"{self.transfer.get('folds', '?')} folds"
         return _dotted(str(self.transfer.get("dataset", "")), folds, *figures)
 
-    def figure_rows(self) -> list[tuple[str, str, str, str]]:
-        """List `figure_row` of every figure of the run."""
-        return [self.figure_row(key) for key in FIGURES if key in self.figures]
+    def figure_rows(self) -> list[tuple[str, ...]]:
+        """List every figure: title, ours, its interval, linear and constant classifier."""
+        rows = [(key, *self.figure_row(key)) for key in FIGURES if key in self.figures]
+        return [
+            (title, ours, self.interval(key), linear, constant)
+            for key, title, ours, linear, constant in rows
+        ]
 
     def figure_row(self, key: str) -> tuple[str, str, str, str]:
         """Return a figure's title, and the figure of network, linear and constant classifier."""
@@ -160,6 +178,31 @@ class Run:
             show(self.figures.get(prefix + key), percent) for prefix in ("", "linear_", "constant_")
         )
         return title, ours, linear, constant
+
+    def interval(self, key: str) -> str:
+        """The 95 % interval of a figure over the choice of test images, or nothing."""
+        ends = (self.figures.get("intervals") or {}).get(key)
+        if not ends:
+            return ""
+        low, high = (show(end, FIGURES[key][1]).removesuffix(" %") for end in ends)
+        return f"{low} to {high}"
+
+    @property
+    def decide(self) -> str:
+        """The decision that the figures are of."""
+        decide = self.figures.get("decide", "published")
+        return decide if isinstance(decide, str) else "the given class frequencies"
+
+    def decision_rows(self) -> list[tuple[str, ...]]:
+        """List each decision with the figures that depend on it; see `decision_head`."""
+        return [
+            (_DECISIONS.get(name, name), *(show(row.get(k), FIGURES[k][1]) for k in _DECIDED))
+            for name, row in (self.figures.get("decisions") or {}).items()
+        ]
+
+    def decision_head(self) -> tuple[str, ...]:
+        """The titles of the columns of `decision_rows`."""
+        return "decision", *(FIGURES[key][0] for key in _DECIDED)
 
     def class_rows(self) -> list[tuple[str, str, str, str]]:
         """List each class with its training and test images and its figure."""

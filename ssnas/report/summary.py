@@ -18,33 +18,37 @@ _REPORT = Path("report")
 _ASK = "none; to another data set with `dvc exp run -S transfer.dataset=faces`"
 
 
-def summary(folder: Path, report: Path = _REPORT) -> str:
+def summary(folder: Path, report: Path = _REPORT, title: str = "") -> str:
     """Sum up the run in `folder` in at most 25 lines of at most 88 columns.
 
     Args:
         report: the folder of its page and pictures.
+        title: of the run; that of the folder by default.
 
     Raises:
         InputError: if a file that every run has is missing; the message names the command that
             makes it.
     """
     run = Run.read(folder)
+    by_dvc = (folder / "transfer.json").exists()
     pictures = ", ".join(sorted(path.name for path in report.glob("pictures/*.png")))
     lines = [
-        f"Result of {folder.name}",
+        f"Result of {title or folder.name}",
         *_field("data", f"{run.dataset} · {run.sampling()}", 2),
         *_field("origin", run.origin(), 2),
         *_field("images", run.split_sizes(), 1),
         *_field("normal cell", ops_in_words(run.genotype.normal), 2),
         *_field("reduction cell", ops_in_words(run.genotype.reduce), 2),
         *_field("network", run.network(), 2),
-        f"{'test images':<26}{'ours':>12}{'linear':>12}{'constant':>12}",
+        f"{'test images':<26}{'ours':>12}{'linear':>12}{'constant':>12}  95 % interval of ours",
         *(
-            f"  {title:<24}{ours:>12}{linear:>12}{constant:>12}"
-            for title, ours, linear, constant in map(run.figure_row, _HEADLINES[run.class_figure])
+            f"  {title:<24}{ours:>12}{linear:>12}{constant:>12}  {run.interval(key)}".rstrip()
+            for key in _HEADLINES[run.class_figure]
+            for title, ours, linear, constant in [run.figure_row(key)]
         ),
+        *_field("decision", run.decide, 1),
         *_field({"auc": "AUC", "recall": "recall"}[run.class_figure], _per_class(run), 3),
-        *_field("transfer", run.transferred() if run.transfer else _ASK, 2),
+        *(_field("transfer", run.transferred() if run.transfer else _ASK, 2) if by_dvc else []),
         *_field("run", run.conditions(), 2),
         *_field("report", str(report / "index.html"), 2),
         *_field("pictures", pictures, 1),

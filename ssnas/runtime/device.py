@@ -96,12 +96,16 @@ def constant(values: tuple[Any, ...], like: Tensor) -> Tensor:
         >>> constant((0.5, 2.0), like=torch.zeros(3))
         tensor([0.5000, 2.0000])
     """
-    return _constant(values, like.dtype, like.device)
+    # While a network is traced or exported, tensors are symbols that nobody else may be given.
+    make = _constant if type(like) is Tensor and not torch.compiler.is_compiling() else _make
+    return make(values, like.dtype, like.device)
 
 
-@functools.cache
-def _constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _make(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=dtype, device=device)
+
+
+_constant = functools.cache(_make)
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ssnas.errors import InputError
 from ssnas.runtime import distributed
@@ -90,21 +92,30 @@ class Trainer:
         self._resume()
         self._started = self._saved = self._reported = time.monotonic()
         self._start_epoch = len(self.history)
-        while len(self.history) < self.epochs and not self._stopped:
-            self._run_epoch()
-            self._save()
-            self._report(final=len(self.history) == self.epochs or self._stopped)
+        # In a terminal a bar moves with every step; a log gets the lines of `_report` alone.
+        hidden = True if distributed.rank() else None
+        with (
+            logging_redirect_tqdm(),
+            tqdm(desc=self.name, unit="step", leave=False, disable=hidden) as bar,
+        ):
+            while len(self.history) < self.epochs and not self._stopped:
+                self._run_epoch(bar)
+                self._save()
+                self._report(final=len(self.history) == self.epochs or self._stopped)
         return self.history
 
-    def _run_epoch(self) -> None:
+    def _run_epoch(self, bar: tqdm[Any]) -> None:
         began = time.monotonic() - self._epoch_seconds
         if self.batches is None:
             self.batches, self.done, self._totals = self.draw_epoch(), 0, {}
         batches = self.batches
+        bar.total = self.epochs * len(batches)
+        bar.n = bar.initial = self.epoch * len(batches) + self.done if not bar.n else bar.n
         pending: list[dict[str, Tensor]] = []
         while self.done < len(batches):
             pending.append(self.step(batches, self.epoch, self.done))
             self.done += 1
+            bar.update()
             # Processes that save by their own clocks would resume at different steps.
             due = time.monotonic() - self._saved > SAVE_SECONDS and not distributed.active()
             if len(pending) == self._check_steps(pending) or due:

@@ -731,3 +731,15 @@ def test_folds_are_stratified_and_seeded():
 )
 def test_impossible_folds_are_named(data, k, seed, parts):
     refused(lambda: datasets.folds(data, k, seed), *parts)
+
+
+def test_splits_without_test_images(tmp_path):
+    images, labels = np.zeros((20, 8, 8, 1), np.uint8), np.arange(20) % 2
+    source = Source(Dataset(images, labels, ("cat", "dog")), None, None, {}, True)
+    options = {"profile": "natural", "imbalance": 1.0, "largest_class": None, "seed": 0}
+    splits = datasets.split(source, val_fraction=0.2, test_fraction=0.0, **options)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (16, 4, 0)
+    datasets.write(splits, tmp_path / "splits.npz")
+    again = datasets.read(tmp_path / "splits.npz")
+    assert len(again.test) == 0
+    np.testing.assert_array_equal(again.train.labels, splits.train.labels)

@@ -52,9 +52,11 @@ def test_summary_fits_a_terminal(tmp_path, classes, multi_label):
 
 def test_summary_without_transfer_and_optional_keys(tmp_path):
     write_run(tmp_path)
-    (tmp_path / "transfer.json").unlink()
+    (tmp_path / "transfer.json").write_text("{}", encoding="utf-8")
     for name in ("data", "finetune"):
         (tmp_path / f"{name}.json").write_text("{}", encoding="utf-8")
     words = " ".join(summary(tmp_path).split())
     assert "transfer none; to another data set with `dvc exp run -S transfer.dataset=" in words
     assert "unnamed data · 3 classes" in words
+    (tmp_path / "transfer.json").unlink()
+    assert "transfer.dataset" not in summary(tmp_path)

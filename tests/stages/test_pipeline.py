@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
+import ssnas
+
 ROOT = Path(__file__).resolve().parents[2]
 CHAIN = (
     "inputs",
@@ -23,6 +25,7 @@ CHAIN = (
     "finetune",
     "evaluate",
     "transfer",
+    "export",
     "report",
 )
 TINY = {
@@ -200,7 +203,8 @@ def test_dvc_runs_what_changed_and_nothing_else(project):
     genotype = (project / "metrics/main/genotype.json").read_text()
     experiment = run(["dvc", "exp", "run", "-S", "loss=focal"], project)
     assert experiment.returncode == 0, experiment.stderr[-3000:]
-    assert sorted(ran(experiment.stdout)) == ["evaluate", "finetune", "report", "transfer"]
+    after_the_search = ["evaluate", "export", "finetune", "report", "transfer"]
+    assert sorted(ran(experiment.stdout)) == after_the_search
     assert (project / "metrics/main/genotype.json").read_text() == genotype
     assert json.loads((project / "metrics/main/finetune.json").read_text())["loss"] == "focal"
     assert "balanced_accuracy" in run(["dvc", "metrics", "diff", "--all"], project).stdout
@@ -232,8 +236,38 @@ def test_a_change_re_runs_what_it_can_change(project):
     pictures.write_text(pictures.read_text() + "\nDPI = 1\n")
     assert changed(project) == ["report"]
 
+    decision = project / "ssnas" / "decision.py"
+    decision.write_text(decision.read_text() + "\nFOLDS = 2\n")
+    assert changed(project) == ["evaluate", "transfer", "export", "report"]
+
     source.write_text(text + "\nSCALE = 2\n")
-    assert changed(project) == ["search", "finetune", "evaluate", "transfer", "report"]
+    stages = ["search", "finetune", "evaluate", "transfer", "export", "report"]
+    assert changed(project) == stages
+
+
+@pytest.mark.slow
+def test_another_decision_trains_nothing_again(project):
+    assert run(["git", "init", "-q"], project).returncode == 0
+    assert run(["dvc", "repro"], project).returncode == 0
+    edit(project, decide="natural")
+    assert changed(project) == ["evaluate", "transfer", "export"]
+    assert run(["dvc", "repro"], project).returncode == 0
+    figures = json.loads((project / "metrics/main/evaluate.json").read_text())
+    assert figures["decide"] == "natural"
+    assert figures["error_rate"] == figures["decisions"]["natural"]["error_rate"]
+
+
+@pytest.mark.slow
+def test_the_model_is_a_dvc_artifact(project):
+    """`dvc artifacts get` brings it out of a repository, and it loads there."""
+    for command in (["git", "init", "-q"], ["dvc", "repro"], ["git", "add", "-A"]):
+        assert run(command, project).returncode == 0
+    assert run(["git", "commit", "-qm", "0"], project).returncode == 0
+    elsewhere = project.with_name("elsewhere")
+    elsewhere.mkdir()
+    result = run(["dvc", "artifacts", "get", str(project), "classifier"], elsewhere)
+    assert result.returncode == 0, result.stderr
+    assert ssnas.load(elsewhere / "model.ssnas").class_names == tuple(map(str, range(10)))
 
 
 @pytest.mark.slow

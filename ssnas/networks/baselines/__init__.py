@@ -1,5 +1,7 @@
 """Baselines that a searched network has to beat."""
 
+from collections.abc import Callable
+
 from torch import nn
 
 from ssnas.errors import InputError
@@ -8,24 +10,43 @@ from ssnas.networks.baselines.classifier import (
     NormalisedLinear,
     normalise_classifier,
 )
-from ssnas.networks.baselines.darkcovidnet import darkcovidnet_features
-from ssnas.networks.baselines.linear import linear_classifier
-from ssnas.networks.baselines.resnet import cifar_resnet32_features, resnet_features
 
-__all__ = [
-    "BASELINES",
-    "NormalisedLinear",
-    "build_baseline",
-    "linear_classifier",
-    "normalise_classifier",
-]
+__all__ = ["BASELINES", "NormalisedLinear", "build_baseline", "normalise_classifier"]
+
+Features = tuple[nn.Module, int]
+"""A module from images to feature vectors, and their length."""
+
+
+# The networks' modules are imported when they are built: torchvision is no dependency of a model.
+
+
+def _resnet32(num_classes: int, in_channels: int, size: int) -> Features:
+    from ssnas.networks.baselines.resnet import cifar_resnet32_features
+
+    return cifar_resnet32_features(in_channels)
+
+
+def _resnet(depth: int) -> Callable[[int, int, int], Features]:
+    def features(num_classes: int, in_channels: int, size: int) -> Features:
+        from ssnas.networks.baselines.resnet import resnet_features
+
+        return resnet_features(depth, in_channels, size)
+
+    return features
+
+
+def _darkcovidnet(num_classes: int, in_channels: int, size: int) -> Features:
+    from ssnas.networks.baselines.darkcovidnet import darkcovidnet_features
+
+    return darkcovidnet_features(num_classes, in_channels, size)
+
 
 _FEATURES = {
-    "resnet-32": lambda num_classes, in_channels, size: cifar_resnet32_features(in_channels),
-    "resnet-18": lambda num_classes, in_channels, size: resnet_features(18, in_channels, size),
-    "resnet-34": lambda num_classes, in_channels, size: resnet_features(34, in_channels, size),
-    "resnet-50": lambda num_classes, in_channels, size: resnet_features(50, in_channels, size),
-    "darkcovidnet": darkcovidnet_features,
+    "resnet-32": _resnet32,
+    "resnet-18": _resnet(18),
+    "resnet-34": _resnet(34),
+    "resnet-50": _resnet(50),
+    "darkcovidnet": _darkcovidnet,
 }
 BASELINES: tuple[str, ...] = tuple(_FEATURES)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from ssnas.data import Dataset
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 LINEAR_ITERATIONS = 300
 
@@ -42,4 +44,8 @@ def linear_classifier(train: Dataset, test: Dataset) -> np.ndarray:
 
 
 def _regression() -> Pipeline:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=LINEAR_ITERATIONS))

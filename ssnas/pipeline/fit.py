@@ -1,0 +1,184 @@
+"""The whole pipeline in one call, from images to a model, in any folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from ssnas.config.load import load_options
+from ssnas.config.schema import Run
+from ssnas.data.npz import labelled_arrays
+from ssnas.errors import InputError
+from ssnas.model import Model
+from ssnas.pipeline.artifacts import (
+    Places,
+    finetune_description,
+    read_splits,
+    search_description,
+    write_json,
+)
+from ssnas.pipeline.derive_genotype import derive_genotype
+from ssnas.pipeline.evaluate import evaluate
+from ssnas.pipeline.export import model_of
+from ssnas.pipeline.finetune import finetune
+from ssnas.pipeline.make_longtail import make_longtail
+from ssnas.pipeline.search import run_search
+from ssnas.runtime.source import closure
+
+log = logging.getLogger(__name__)
+
+Images = str | os.PathLike[str] | tuple[np.ndarray, np.ndarray]
+"""A folder of images, an .npz, a data set by name, or arrays (images, labels)."""
+
+
+def fit(
+    data: Images,
+    /,
+    out: str | os.PathLike[str] | None = None,
+    params: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Model:
+    """Search a network for images without their labels, train it with them, and test it.
+
+    It runs the stages of the DVC pipeline, but for the transfer, with the same functions: the same
+    parameters give the same weights. Killed, it goes on where it was when it is called again with
+    the same `out`; what is done and has not changed is not done again.
+
+    Args:
+        data: a folder with a sub-folder a class (or train, val and test folders of those), an .npz
+            in MedMNIST's layout, a data set by its name, or a pair of uint8 images (N, H, W) or
+            (N, H, W, C) and labels: one of any type an image, or 0 and 1 for each label (N, L).
+        out: where data, weights, figures and checkpoints go, below it; None for nowhere, and no
+            resuming.
+        params: a file like params.yaml; None for the defaults of the command `ssnas fit`: the scale
+            `small`, and classes as frequent as they are.
+        options: parameters: `loss`, `decide`, `seed`, `scale` or `device`; keys of the section
+            `data` such as `size`; or whole sections, such as `search={"epochs": 5}`.
+
+    Returns:
+        The model. With `out` it is also in `<out>/model.ssnas`, and the figures on the test images
+        are in `<out>/metrics/evaluate.json`.
+
+    Raises:
+        InputError: for images or parameters that cannot be used; it names them.
+
+    Example:
+        Two classes of noise, dark and light, and a search of one epoch:
+
+        >>> random = np.random.default_rng(0)
+        >>> images = random.integers(0, 100, (48, 8, 8), dtype=np.uint8)
+        >>> images[24:] += 150
+        >>> short = {"epochs": 1, "channels": 4, "batch_size": 8, "projector": 8}
+        >>> model = fit(
+        ...     (images, ["dark"] * 24 + ["light"] * 24), search=short,
+        ...     finetune={"epochs": 6, "batch_size": 8},
+        ... )
+        >>> list(model.predict([np.full((8, 8), 30, np.uint8)])["class"])
+        ['dark']
+    """
+    with contextlib.ExitStack() as opened:
+        root = Path(opened.enter_context(TemporaryDirectory()) if out is None else out)
+        run = run_of(data, root, params, options)
+        finished = _Finished(root / ".checkpoints" / "finished.json")
+        places = Places.of(run)
+        with finished.once("make-longtail", _images_identity(run), places.splits) as missing:
+            if missing:
+                make_longtail(run)
+        with finished.once(
+            "search", [search_description(run), closure(run_search.__module__)], places.supernet
+        ) as missing:
+            if missing:
+                run_search(run)
+        derive_genotype(run)
+        with finished.once(
+            "finetune", [finetune_description(run), closure(finetune.__module__)], places.network
+        ) as missing:
+            if missing:
+                finetune(run)
+        splits = read_splits(run)
+        if len(splits.test):
+            evaluate(run)
+        model = model_of(run, splits)
+        model.save(root / "model.ssnas")
+        return model
+
+
+def run_of(
+    data: Images,
+    root: Path,
+    params: str | os.PathLike[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Run:
+    """Make the run of `fit`; arrays are written to an .npz below `root`.
+
+    Raises:
+        InputError: naming a wrong parameter, or data of another form.
+    """
+    if isinstance(data, tuple):
+        if len(data) != 2:
+            raise InputError(f"data: found {len(data)} arrays; accepted: (images, labels)")
+        path = root / "data" / "images.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **labelled_arrays(*data))  # type: ignore[arg-type]
+        data = path
+    if not isinstance(data, str | os.PathLike):
+        raise InputError(
+            f"data: found {type(data).__name__}; accepted: a folder, an .npz, a name, or the "
+            "arrays (images, labels)"
+        )
+    chosen = {"dataset": os.fspath(data), **(options or {})}
+    return load_options(chosen, None if params is None else Path(params), root)
+
+
+def _images_identity(run: Run) -> list[Any]:
+    """What the splits depend on: the settings, and the files by name, size and time."""
+    dataset = Path(run.data.dataset)
+    files = sorted(dataset.rglob("*")) if dataset.is_dir() else [dataset]
+    seen = [
+        (path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in files
+        if path.is_file()
+    ]
+    return [
+        dataclasses.asdict(run.data),
+        run.seeds["datasets"],
+        seen,
+        closure(make_longtail.__module__),
+    ]
+
+
+class _Finished:
+    """The stages that are done in a folder, each with a digest of what it was done from."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextlib.contextmanager
+    def once(self, stage: str, identity: Any, output: Path) -> Iterator[bool]:
+        """Yield whether a stage is missing; note it as done once the context ends without error."""
+        text = json.dumps(identity, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        done = self._read()
+        missing = done.get(stage) != digest or not output.exists()
+        if not missing:
+            log.info("%s: done before, nothing has changed", stage)
+        yield missing
+        if missing:
+            write_json(self.path, {**done, stage: digest})
+
+    def _read(self) -> dict[str, str]:
+        try:
+            done = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return done if isinstance(done, dict) else {}
