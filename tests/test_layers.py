@@ -22,18 +22,21 @@ ALLOWED = {
     "training": {"config", "data", "engine", "losses", "metrics", "networks", "runtime"},
     "search": {"config", "losses", "networks", "runtime", "training"},
     "finetune": {"config", "data", "losses", "metrics", "networks", "runtime", "training"},
+    "model": {"config", "data", "decision", "networks", "runtime"},
     "pipeline": {
         "config",
         "data",
         "decision",
         "finetune",
         "metrics",
+        "model",
         "networks",
         "runtime",
         "search",
         "training",
     },
-    "report": {"config", "networks"},
+    "report": {"config", "decision", "networks"},
+    "cli": {"data", "pipeline", "report", "runtime"},
     # Its public names are imported when they are first used.
     "__init__": set(),
 }

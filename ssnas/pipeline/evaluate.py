@@ -28,6 +28,7 @@ from ssnas.pipeline.network import network_of
 from ssnas.runtime.device import choose_device
 
 DECIDED = (
+    "accuracy",
     "error_rate",
     "binary_accuracy",
     "balanced_accuracy",

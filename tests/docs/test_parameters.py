@@ -30,7 +30,7 @@ def test_a_section_may_say_anew_what_its_base_says():
 def test_accepted_values_read_as_in_a_sentence():
     fields = {field.name: field for field in dataclasses.fields(Data)}
     assert accepted(fields["size"], int | None) == "whole, ≥ 8, or null"
-    assert accepted(fields["test_fraction"], float) == "number, > 0 and ≤ 0.5"
+    assert accepted(fields["val_fraction"], float) == "number, > 0 and ≤ 0.5"
     assert accepted(fields["flip"], bool | None) == "true, false, or null"
     assert accepted(fields["bad_images"], str) == "`error`, `skip`"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ssnas.config.load import read_yaml
 from ssnas.config.schema import build
+from ssnas.decision import MULTI_LABEL_DECISIONS
 from ssnas.errors import InputError
 from ssnas.report.papers.records import TESTED, Records, cross_validated
 from ssnas.report.run import FIGURES
@@ -87,7 +88,9 @@ def _table(where: str, declared: Any, records: Records) -> Table:
         if not isinstance(value, list) or not value:
             raise InputError(f"{where}.{key}: found {value!r}; accepted is a list, not empty")
     figures, rows = tuple(declared.pop("figures")), declared.pop("rows")
-    choose(f"{where}.figures", figures, FIGURES)
+    decisions, _, names = zip(*(key.rpartition(".") for key in figures), strict=True)
+    choose(f"{where}.figures", names, FIGURES)
+    choose(f"{where}.figures", filter(None, decisions), MULTI_LABEL_DECISIONS)
     rows = tuple(_row(f"{where}.rows.{i}", row, figures, records) for i, row in enumerate(rows))
     table: Table = dataclasses.replace(build(Table, where, declared), figures=figures, rows=rows)
     measured = [row for row in rows if row.system]

@@ -72,10 +72,16 @@ class Record:
     def number(self, what: str, key: str) -> float | None:
         """Read a number in one of the files, None where there is none.
 
+        A key `decision.figure` reads the figure of another decision than the file's own.
+
         Raises:
             InputError: if the file is malformed, or the value is not a finite number.
         """
-        value = self.read(what).get(key)
+        document: Any = self.read(what)
+        decision, dot, figure = key.rpartition(".")
+        if dot:
+            document = (document.get("decisions") or {}).get(decision) or {}
+        value = document.get(figure)
         if value is None:
             return None
         if type(value) not in (int, float) or not math.isfinite(value):

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
+from ssnas.decision import MULTI_LABEL_DECISIONS
 from ssnas.errors import InputError
 from ssnas.report.papers.compare import paired
 from ssnas.report.papers.declared import Row, Table
@@ -52,6 +53,12 @@ _UNITS = {
         key: _Unit(f"{title} (%)", 100, 2) if percent else _Unit(title, 1, 3)
         for key, (title, percent) in FIGURES.items()
     },
+}
+# Figures under another decision than the published one, such as `natural.accuracy`.
+_UNITS |= {
+    f"{decision}.{key}": _UNITS[key]._replace(title=f"{decision}: {_UNITS[key].title}")
+    for decision in MULTI_LABEL_DECISIONS
+    for key in FIGURES
 }
 
 
