@@ -20,9 +20,9 @@ from ssnas.report.style import (
     INK,
     KINDS,
     MUTED,
-    OPS,
     PAPER,
     op_colour,
+    op_style,
     save,
     state_name,
     styled,
@@ -237,7 +237,7 @@ def _draw_arrow(axes: Axes, arrow: Arrow, states: Sequence[Patch], shift: np.nda
 
 def draw_legend(axes: Axes, ops: set[str]) -> None:
     """Say below the panels which colours stand for the kinds of `ops`."""
-    used = {OPS[op][0] for op in ops}
+    used = {op_style(op)[0] for op in ops}
     handles = [
         Line2D([], [], color=colour, linewidth=6, solid_capstyle="round", label=kind)
         for kind, colour in KINDS.items()

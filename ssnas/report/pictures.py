@@ -25,9 +25,9 @@ from ssnas.report.style import (
     INK,
     LIGHT,
     MUTED,
-    OPS,
     integer_ticks,
     op_colour,
+    op_style,
     save,
     shorten,
     state_name,
@@ -210,9 +210,8 @@ def alpha_picture(alpha_csv: Path, png: Target) -> None:
             block.text(0.01, 1 - 0.24 / height, f"{title}: op weights", weight="bold", size=11)
             _draw_edges(grid, part)
         handles = [
-            Line2D([], [], color=op_colour(op), linestyle=OPS[op][1], label=op)  # type: ignore[arg-type]
-            for op in OPS
-            if op in set(table["op"])
+            Line2D([], [], color=op_colour(op), linestyle=op_style(op)[1], label=op)  # type: ignore[arg-type]
+            for op in table["op"].unique()
         ]
         foot.legend(handles=handles, loc="lower center", ncols=8, fontsize=8)
         save(figure, png)
@@ -223,9 +222,9 @@ def _draw_edges(grid: np.ndarray, table: pd.DataFrame) -> None:
         axes.set_axis_off()
     for axes, (edge, part) in zip(grid.flat, table.groupby("edge", sort=False), strict=False):
         source, target = (state_name(int(state)) for state in str(edge).split("->"))
-        for op, (_, line) in OPS.items():
-            weights = part[part["op"] == op]
-            axes.plot(weights["epoch"], weights["weight"], line, color=op_colour(op), linewidth=1.1)
+        for op, weights in part.groupby("op", sort=False):
+            colour, (_, line) = op_colour(str(op)), op_style(str(op))
+            axes.plot(weights["epoch"], weights["weight"], line, color=colour, linewidth=1.1)
         axes.set_title(f"{source} → {target}", fontsize=8.5, loc="center", weight="normal", pad=3)
         axes.set_ylim(-0.03, 1.03)
         axes.tick_params(labelsize=7)

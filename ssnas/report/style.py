@@ -22,9 +22,10 @@ KINDS = {
     "pooling": "#b85000",
     "skip connection": "#8a4a78",
     "none": "#8b929c",
+    "other operation": "#5a5f2c",
 }
 # op: (kind, line style). The style tells apart the two ops that share a kind's colour.
-OPS = {
+_OPS = {
     "none": ("none", "-"),
     "max_pool_3x3": ("pooling", "-"),
     "avg_pool_3x3": ("pooling", "--"),
@@ -34,6 +35,7 @@ OPS = {
     "dil_conv_3x3": ("dilated convolution", "-"),
     "dil_conv_5x5": ("dilated convolution", "--"),
 }
+_FAMILIES = {"sep_conv": "separable convolution", "dil_conv": "dilated convolution"}
 
 _RC = {
     "font.family": "sans-serif",
@@ -57,9 +59,25 @@ _RC = {
 }
 
 
+def op_style(op: str) -> tuple[str, str]:
+    """Return the kind and the line style of an op; an op without an entry has those of its name.
+
+    >>> op_style("sep_conv_5x5"), op_style("sep_conv_7x7"), op_style("attention")
+    (('separable convolution', '--'), ('separable convolution', ':'), ('other operation', ':'))
+    """
+    if op in _OPS:
+        return _OPS[op]
+    kinds = [kind for family, kind in _FAMILIES.items() if op.startswith(family)]
+    return (kinds or ["other operation"])[0], ":"
+
+
 def op_colour(op: str) -> str:
-    """Return the colour of an op's kind."""
-    return KINDS[OPS[op][0]]
+    """Return the colour of an op's kind.
+
+    >>> op_colour("skip_connect")
+    '#8a4a78'
+    """
+    return KINDS[op_style(op)[0]]
 
 
 def state_name(state: int) -> str:

@@ -9,8 +9,7 @@ from PIL import Image
 
 from ssnas.networks.operations import OPERATIONS
 from ssnas.report.cells import HALF_SIZE, PANEL, PLACES, WIDTH, arrange, draw_genotype
-from ssnas.report.style import KINDS
-from ssnas.report.style import OPS as STYLED_OPS
+from ssnas.report.style import KINDS, op_style
 from tests.report.runs import ARGMAX, GENOTYPES, THRESHOLD
 
 OPS = tuple(OPERATIONS)
@@ -60,8 +59,12 @@ def test_drawing_shows_every_op_and_state_and_is_reproducible(tmp_path):
 
 
 def test_every_op_of_the_space_has_a_style():
-    assert set(STYLED_OPS) == set(OPS)
-    assert {kind for kind, _ in STYLED_OPS.values()} == set(KINDS)
+    styles = [op_style(op) for op in OPS]
+    assert len(set(styles)) == len(OPS)
+    assert {kind for kind, _ in styles} == set(KINDS) - {"other operation"}
+    assert op_style("sep_conv_7x7") not in styles
+    assert op_style("sep_conv_7x7")[0] == "separable convolution"
+    assert op_style("attention")[0] in KINDS
 
 
 @pytest.mark.parametrize("colour", KINDS.values(), ids=KINDS)
