@@ -4,11 +4,14 @@ A network is trained by some loss on some class frequencies π, and used where o
 steps lead from its logits f to a decision:
 
 1. Its **scores** z: log P(y | x) under π up to a constant, or the log-odds of each label. Which
-   function of f they are follows from the loss, see `SCORES`.
-2. A **temperature** T, z / T, which takes back the network's over-confidence (`fit_temperature`).
-3. The **prior** ρ of the place of use: z + log ρ − log π (`prior_shift`).
+   function of f they are follows from the loss, see `SCORES`. Without the prior, z − log π is the
+   evidence of the image alone.
+2. A **temperature** T divides the evidence, (z − log π) / T: networks are surer than they should be
+   (`fit_temperature`).
+3. The **prior** ρ of the place of use is added, + log ρ (`log_prior`).
 
-Their softmax, or the sigmoid of multi-label data, are probabilities under ρ.
+The softmax of the sum, or its sigmoid for multi-label data, are probabilities under ρ. For
+multi-label data log π stands for the log-odds of each label.
 
 As published, logit adjustment decides by the softmax of f itself. That is the balanced posterior
 for the cross-entropy with τ = 1, and for no other loss: the focal loss is not proper, its minimiser
@@ -261,15 +264,11 @@ def with_prior(
     """
     eta = torch.as_tensor(np.asarray(posterior, dtype=np.float64))
     scores = eta.logit() if multi_label else eta.log()
-    frequencies = np.asarray(train_prior, dtype=np.float64)
-    return probabilities(scores + prior_shift(frequencies, prior, multi_label), multi_label).numpy()
+    return probabilities(scores + prior_shift(train_prior, prior, multi_label), multi_label).numpy()
 
 
 def prior_shift(train_prior: ArrayLike, prior: str | ArrayLike, multi_label: bool) -> Tensor:
-    """Compute what to add to scores under π for scores under ρ, in float64 (C,).
-
-    log ρ − log π, or the difference of the log-odds of each label. A class or label that the
-    training images lack, or a label that all of them have, was never learned: its score stays.
+    """Compute what to add to scores under π for scores under ρ: log ρ − log π, in float64 (C,).
 
     Raises:
         InputError: naming `prior`.
@@ -278,20 +277,41 @@ def prior_shift(train_prior: ArrayLike, prior: str | ArrayLike, multi_label: boo
         >>> prior_shift([0.8, 0.2], "balanced", multi_label=False)
         tensor([-0.4700,  0.9163], dtype=torch.float64)
     """
+    before = log_prior(train_prior, train_prior, multi_label)
+    return log_prior(prior, train_prior, multi_label) - before
+
+
+def log_prior(prior: str | ArrayLike, train_prior: ArrayLike, multi_label: bool) -> Tensor:
+    """Compute log ρ, or the log-odds of each label, in float64 (C,).
+
+    A class or label that the training images lack, or a label that all of them have, was never
+    learned: it has 0 whatever the prior, so that its score stays as it is.
+
+    Args:
+        prior: ρ, of shape (C,), `natural` for π, or `balanced`.
+        train_prior: π, of shape (C,).
+        multi_label: whether each is a label of its own.
+
+    Raises:
+        InputError: naming `prior`.
+
+    Example:
+        >>> log_prior("balanced", [0.8, 0.2], multi_label=True)
+        tensor([0., 0.], dtype=torch.float64)
+    """
     pi = np.asarray(train_prior, dtype=np.float64)
     if isinstance(prior, str):
-        if prior == "natural":
-            return torch.zeros(len(pi), dtype=torch.float64)
-        if prior != "balanced":
+        if prior not in ("natural", "balanced"):
             raise InputError(
                 f"prior: found {prior!r}; accepted: natural, balanced, or {len(pi)} frequencies"
             )
-        rho = np.full(len(pi), 0.5 if multi_label else 1 / len(pi))
+        uniform = np.full(len(pi), 0.5 if multi_label else 1 / len(pi))
+        rho = pi if prior == "natural" else uniform
     else:
         rho = _frequencies(prior, len(pi), multi_label)
-    shift = _prior_scores(rho, multi_label) - _prior_scores(pi, multi_label)
-    learned = torch.from_numpy((pi > 0) & (pi < 1) if multi_label else pi > 0)
-    return torch.where(learned, shift, 0.0)
+    learned = (pi > 0) & (pi < 1) if multi_label else pi > 0
+    frequencies = torch.from_numpy(np.where(learned, rho, 0.5 if multi_label else 1.0))
+    return frequencies.logit() if multi_label else frequencies.log()
 
 
 def _frequencies(prior: ArrayLike, classes: int, multi_label: bool) -> np.ndarray:
@@ -304,11 +324,6 @@ def _frequencies(prior: ArrayLike, classes: int, multi_label: bool) -> np.ndarra
         limits = "in [0, 1]" if multi_label else "at least 0, not all 0"
         raise InputError(f"prior: found {prior!r}; accepted: {classes} frequencies, {limits}")
     return rho if multi_label else rho / rho.sum()
-
-
-def _prior_scores(prior: ArrayLike, multi_label: bool) -> Tensor:
-    frequencies = torch.as_tensor(np.asarray(prior, dtype=np.float64))
-    return frequencies.logit() if multi_label else frequencies.log()
 
 
 def named_prior(
@@ -357,13 +372,15 @@ def probabilities(scores: Tensor, multi_label: bool) -> Tensor:
 
 
 def fit_temperature(scores: Tensor, targets: np.ndarray, train_prior: ArrayLike) -> float:
-    """Fit the temperature T of the scores on validation images (Guo et al. 2017).
+    """Fit the temperature T on validation images (Guo et al. 2017).
 
-    T minimises their log-loss, with targets smoothed by ε = 1 / (M + 2) for M predictions: if all
-    of them are right, the next one is wrong with about that probability (Laplace's rule of
-    succession; Platt 1999), and not never. T is kept only if it lowers the log-loss of images that
-    it was not fitted on, in a cross-validation; else T = 1. The images may have other class
-    frequencies than the training images: the probabilities are those under their own.
+    It divides the evidence z − log π, not z: a network that knows nothing shall say the prior, not
+    that all classes are alike. T minimises the images' log-loss, with targets smoothed by
+    ε = 1 / (M + 2) for M predictions: if all of them are right, the next one is wrong with about
+    that probability (Laplace's rule of succession; Platt 1999), and not never. T is kept only if
+    it lowers the log-loss of images that it was not fitted on, in a cross-validation; else T = 1.
+    The images may have other class frequencies than the training images: the probabilities are
+    those under their own, in which the training frequencies count as much as one image a class.
 
     Args:
         scores: z, of shape (N, C).
@@ -384,24 +401,22 @@ def fit_temperature(scores: Tensor, targets: np.ndarray, train_prior: ArrayLike)
     """
     if len(targets) < 2 * FOLDS:
         return 1.0
-    scores, multi_label = scores.double(), targets.ndim == 2
-    counts = targets.sum(axis=0) if multi_label else np.bincount(targets, minlength=scores.shape[1])
-    shift = prior_shift(train_prior, counts / len(targets), multi_label)
+    multi_label, pi = targets.ndim == 2, np.asarray(train_prior, dtype=np.float64)
     if multi_label:
-        # A label that all images have, or none, would be known without looking at them.
-        shift = torch.where(shift.isfinite(), shift, 0.0)
+        frequencies = (targets.sum(axis=0) + 2 * pi) / (len(targets) + 2)
+    else:
+        frequencies = np.bincount(targets, minlength=len(pi)) + len(pi) * pi
+    evidence = scores.double() - log_prior(pi, pi, multi_label)
+    prior = log_prior(frequencies, pi, multi_label)
     labels = torch.from_numpy(targets)
 
     def log_loss(rows: np.ndarray, temperature: float, smoothed: bool = False) -> float:
-        shifted, wanted = scores[rows] / temperature + shift, labels[rows]
+        z, wanted = evidence[rows] / temperature + prior, labels[rows]
         share = 1 / (wanted.numel() + 2) if smoothed else 0.0
-        if multi_label:
-            wanted = (1 - share) * wanted.double() + share * (1 - wanted.double())
-            return float(F.binary_cross_entropy_with_logits(shifted, wanted))
-        # A class that no image has costs nothing, whatever share is smoothed onto it.
-        shifted = shifted[:, shift.isfinite()]
-        wanted = wanted - (~shift.isfinite()).cumsum(0)[wanted]
-        return float(F.cross_entropy(shifted, wanted, label_smoothing=share))
+        if not multi_label:
+            return float(F.cross_entropy(z, wanted, label_smoothing=share))
+        smooth = (1 - share) * wanted.double() + share * (1 - wanted.double())
+        return float(F.binary_cross_entropy_with_logits(z, smooth))
 
     fold, everything = np.arange(len(targets)) % FOLDS, np.arange(len(targets))
     unfitted, fitted = 0.0, 0.0
@@ -521,14 +536,14 @@ class Decision:
                 "prior: the loss or the samplers of this network leave no posterior; accepted is "
                 "the decision published"
             )
-        prior = "natural" if decide == "f1" else decide
-        if prior == "natural" and self.seen != self.frequencies:
-            prior = self.frequencies
-        shift = prior_shift(self.seen, prior, self.multi_label)
+        prior = self.frequencies if decide in ("natural", "f1") else decide
+        before = log_prior(self.seen, self.seen, self.multi_label)
+        after = log_prior(prior, self.seen, self.multi_label)
 
         def decided(logits: Tensor) -> Tensor:
-            scores = self.scores(logits.double()) / self.temperature
-            return probabilities(scores + shift.to(scores), self.multi_label)
+            evidence = self.scores(logits.double()) - before.to(logits.device)
+            z = evidence / self.temperature + after.to(logits.device)
+            return probabilities(z, self.multi_label)
 
         return decided
 

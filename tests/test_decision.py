@@ -258,8 +258,17 @@ def test_the_published_decision_knows_no_temperature():
     for temperature in (1.0, 3.0):
         published = decided(temperature=temperature)(logits, "published")
         np.testing.assert_allclose(published, softmax(logits.numpy(), axis=1), rtol=1e-6)
-    cooled = decided(temperature=2.0)(logits, "natural")
-    np.testing.assert_allclose(cooled, softmax(logits.numpy() / 2, axis=1), rtol=1e-6)
+
+
+def test_the_temperature_divides_the_evidence_and_not_the_prior():
+    logits = torch.tensor([[2.0, 0.0]])
+    evidence = logits.numpy() - np.log([0.9, 0.1])
+    cooled = decided(temperature=2.0)
+    balanced, natural = softmax(evidence / 2, axis=1), softmax(evidence / 2 + np.log([0.9, 0.1]), 1)
+    np.testing.assert_allclose(cooled(logits, "balanced"), balanced, rtol=1e-6)
+    np.testing.assert_allclose(cooled(logits, "natural"), natural, rtol=1e-6)
+    # What knows nothing says the prior.
+    np.testing.assert_allclose(decided(temperature=1e9)(logits, "natural"), [[0.9, 0.1]], rtol=1e-6)
 
 
 def test_fitting_multi_label_data_gives_thresholds():
