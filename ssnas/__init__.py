@@ -13,10 +13,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ssnas import decision, losses, metrics
     from ssnas.data.longtail import class_counts
     from ssnas.errors import InputError
     from ssnas.model import Model, load
-    from ssnas.networks.derived import DerivedNetwork
+    from ssnas.networks.derived import DerivedNetwork, Network
     from ssnas.networks.genotype import Genotype, derive
     from ssnas.networks.supernet import Supernet
     from ssnas.pipeline.classifier import Classifier
@@ -30,12 +31,16 @@ __all__ = [
     "Genotype",
     "InputError",
     "Model",
+    "Network",
     "Supernet",
     "__version__",
     "class_counts",
+    "decision",
     "derive",
     "fit",
     "load",
+    "losses",
+    "metrics",
 ]
 
 _MODULES = {
@@ -47,12 +52,18 @@ _MODULES = {
     "Genotype": "ssnas.networks.genotype",
     "InputError": "ssnas.errors",
     "DerivedNetwork": "ssnas.networks.derived",
+    "Network": "ssnas.networks.derived",
     "Supernet": "ssnas.networks.supernet",
     "derive": "ssnas.networks.genotype",
 }
 
 
+_SUBMODULES = ("decision", "losses", "metrics")
+
+
 def __getattr__(name: str) -> object:
+    if name in _SUBMODULES:
+        return import_module(f"ssnas.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_MODULES[name]), name)

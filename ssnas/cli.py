@@ -19,7 +19,7 @@ PROGRAM = "ssnas"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; end with one line and status 1 for a user's mistake, 130 if interrupted."""
+    """Run a command; end with one line and status 2 for a user's mistake, 130 if interrupted."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -28,10 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The reader, such as `head`, has what it wants. Nothing is left to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except ModuleNotFoundError as error:
         extra = "export" if (error.name or "").startswith("onnx") else "train"
-        sys.exit(f"error: {error.name} is not installed; pip install '{PROGRAM}[{extra}]'")
+        install = f"pip install '{PROGRAM}[{extra}]'"
+        print(f"error: {error.name} is not installed; {install}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         sys.exit(130)

@@ -67,6 +67,42 @@ def test_predictions_as_a_table_and_as_a_file(run, photos, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["{photos}/none.png"], ["none.png", "No such file"]),
+        (["{empty}"], ["found no image"]),
+        (["{text}"], ["notes.png", "no known image format"]),
+        (["{photos}/dark", "--prior", "dark=0.5,cat=0.5"], ["cat", "dark, light"]),
+        (["{photos}/dark", "--prior", "fair"], ["fair", "balanced"]),
+        (["{photos}/dark", "--prior", "f1"], ["f1", "balanced"]),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_line(run, photos, tmp_path, capsys, options, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.png").write_text("no image")
+    places = {"photos": photos, "empty": tmp_path / "empty", "text": tmp_path / "notes.png"}
+    with pytest.raises(SystemExit) as end:
+        main(["predict", str(run / "model.ssnas"), *(o.format(**places) for o in options)])
+    message = capsys.readouterr().err
+    assert end.value.code == 2
+    assert message.startswith("error: ") and message.count("\n") == 1
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.slow
+def test_images_of_any_size_and_mode_are_classified(run, tmp_path, capsys):
+    black = {"CMYK": (0, 0, 0, 255)}
+    for i, mode in enumerate(("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")):
+        image = Image.new(mode, (5 + 7 * i, 30), black.get(mode, 0))
+        image.save(tmp_path / f"{i}.{'tif' if mode == 'CMYK' else 'png'}")
+    main(["predict", str(run / "model.ssnas"), str(tmp_path)])
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert len(table) == 8
+    assert table["P(dark)"].nunique() == 1  # all of them are black
+
+
+@pytest.mark.slow
 def test_an_exported_graph(run, tmp_path, capsys):
     main(["export", str(run / "model.ssnas"), "--onnx", str(tmp_path / "model.onnx")])
     assert (tmp_path / "model.onnx").stat().st_size > 1000
@@ -90,18 +126,21 @@ def test_a_mistake_is_one_line(arguments, words, tmp_path, capsys):
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as end:
         main([argument.format(out=out) for argument in arguments])
-    message = str(end.value)
-    assert message.startswith("error: ") and "\n" not in message
+    message = capsys.readouterr().err
+    assert end.value.code == 2
+    assert message.startswith("error: ") and message.count("\n") == 1
     assert all(word in message for word in words), message
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, capsys):
     def missing(options):
         raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
 
     monkeypatch.setattr("ssnas.cli._info", missing)
-    with pytest.raises(SystemExit, match=r"sklearn is not installed; pip install 'ssnas\[train\]'"):
+    with pytest.raises(SystemExit) as end:
         main(["info", "model.ssnas"])
+    assert end.value.code == 2
+    assert "sklearn is not installed; pip install 'ssnas[train]'" in capsys.readouterr().err
 
 
 def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):

@@ -46,7 +46,7 @@ def test_the_public_names_need_nothing_of_the_pipeline():
 
 
 def test_public_names_are_those_of_their_modules():
-    assert set(ssnas._MODULES) == set(ssnas.__all__) - {"__version__"}
+    assert {*ssnas._MODULES, *ssnas._SUBMODULES} == set(ssnas.__all__) - {"__version__"}
     for name, module in ssnas._MODULES.items():
         assert getattr(ssnas, name) is getattr(importlib.import_module(module), name)
         assert name in dir(ssnas)
@@ -56,7 +56,13 @@ def test_type_checkers_see_the_same_names():
     tree = ast.parse(Path(ssnas.__file__).read_text(encoding="utf-8"))
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
     seen = {alias.name: node.module for node in block.body for alias in node.names}
-    assert seen == ssnas._MODULES
+    assert seen == ssnas._MODULES | dict.fromkeys(ssnas._SUBMODULES, "ssnas")
+
+
+def test_modules_of_functions_need_no_import_of_their_own():
+    script = "import ssnas; print(ssnas.losses.__name__, ssnas.decision.posterior.__name__)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "ssnas.losses posterior\n", done.stderr
 
 
 def test_an_unknown_name_is_an_attribute_error():

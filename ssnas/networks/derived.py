@@ -57,6 +57,10 @@ class DerivedNetwork(Backbone):
         return self.classifier(self.features(x))
 
 
+Network = DerivedNetwork
+"""Its public name, `ssnas.Network`."""
+
+
 def _ops_by_edge(edges: Iterable[Edge]) -> dict[int, list[str]]:
     ops: dict[int, list[str]] = {}
     for source, target, op in edges:

@@ -234,6 +234,11 @@ class Run:
         """List what `transferred` leaves out."""
         return [fact for fact in facts(self.transfer) if fact[0] not in ("dataset", "folds")]
 
+    def export_facts(self) -> list[tuple[str, str]]:
+        """List the sizes, the agreement and the latencies of the exported model."""
+        latencies = {key: value for key, value in self.export_cost.items() if "_ms_at_" in key}
+        return facts(self.export | latencies)
+
     def provenance(self) -> list[tuple[str, str]]:
         """List the facts by which the run can be told from others and repeated."""
         cost = self.finetune_cost or self.search_cost
