@@ -27,10 +27,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import ssnas
+from ssnas.config.decide import Prior, named_prior
 from ssnas.config.schema import Finetune, Search, build
 from ssnas.data.folders import as_image, decode, pixels
 from ssnas.data.views import Normalise
-from ssnas.decision import Decision, Prior, decision_of, named_prior
+from ssnas.decision import Decision, decision_of
 from ssnas.errors import InputError
 from ssnas.networks.derived import parameter_count
 from ssnas.networks.factory import build_network

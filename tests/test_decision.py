@@ -9,6 +9,7 @@ from scipy.special import expit, logit, softmax
 from scipy.stats import norm
 
 from ssnas import decision
+from ssnas.config.decide import MULTI_LABEL_DECISIONS, named_prior
 from ssnas.errors import InputError
 from ssnas.losses import LOSSES, Settings, make_loss
 
@@ -157,17 +158,17 @@ def test_a_wrong_prior_is_named(prior):
 
 
 def test_priors_by_class_name():
-    assert decision.named_prior({"b": 0.1, "a": 0.9}, ["a", "b"]) == [0.9, 0.1]
-    assert decision.named_prior([2, 6], ["a", "b"]) == [0.25, 0.75]
+    assert named_prior({"b": 0.1, "a": 0.9}, ["a", "b"]) == [0.9, 0.1]
+    assert named_prior([2, 6], ["a", "b"]) == [0.25, 0.75]
     for wrong in ({"a": 1.0}, {"a": 0.5, "b": 0.4, "c": 0.1}, {"a": 0.5, "d": 0.5}):
         with pytest.raises(InputError, match="a frequency for each of a, b"):
-            decision.named_prior(wrong, ["a", "b"])
+            named_prior(wrong, ["a", "b"])
 
 
 def test_decisions_by_name_depend_on_the_labels():
-    assert decision.named_prior("f1", ["a", "b"], multi_label=True) == "f1"
+    assert named_prior("f1", ["a", "b"], multi_label=True) == "f1"
     with pytest.raises(InputError, match="'f1'; choose from published, balanced, natural"):
-        decision.named_prior("f1", ["a", "b"])
+        named_prior("f1", ["a", "b"])
 
 
 def calibrated_scores(images, classes, rng, sharpness=1.0):
@@ -279,7 +280,7 @@ def test_fitting_multi_label_data_gives_thresholds():
     unfitted = decision.Decision(lambda z: z, pi, pi, multi_label=True)
     fitted = unfitted.fitted(torch.from_numpy(3 * scores), targets)
     assert fitted.temperature == pytest.approx(3, rel=0.4)
-    assert fitted.names == decision.MULTI_LABEL_DECISIONS
+    assert fitted.names == MULTI_LABEL_DECISIONS
     natural = fitted(torch.from_numpy(3 * scores), "natural").numpy()
     f1_probabilities = fitted(torch.from_numpy(3 * scores), "f1").numpy()
     np.testing.assert_array_equal(natural, f1_probabilities)

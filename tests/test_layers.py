@@ -35,7 +35,7 @@ ALLOWED = {
         "search",
         "training",
     },
-    "report": {"config", "decision", "networks"},
+    "report": {"config", "networks"},
     "cli": {"data", "pipeline", "report", "runtime"},
     # Its public names are imported when they are first used.
     "__init__": set(),

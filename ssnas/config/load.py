@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ssnas.config.decide import MULTI_LABEL_DECISIONS
 from ssnas.config.schema import (
     SCALED,
     SECTIONS,
@@ -163,7 +164,7 @@ def _run(document: Mapping[str, Any], where: str, folder: str) -> Run:
 def _decide(value: Any, where: str) -> str | dict[str, float]:
     """Check a decision by name, or the frequencies of classes."""
     if not isinstance(value, dict):
-        limits = {"choices": "ssnas.decision:MULTI_LABEL_DECISIONS"}
+        limits = {"choices": MULTI_LABEL_DECISIONS}
         name: str = check_value(value, where, str, limits)
         return name
     return {

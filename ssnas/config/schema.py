@@ -314,7 +314,7 @@ class Run:
         seeds: the seed of each of the four, by its kind.
         device: `auto`, `cpu` or another device by its PyTorch name.
         decide: the decision whose figures are the headline: one of
-            `ssnas.decision.MULTI_LABEL_DECISIONS`, or frequencies by class name.
+            `ssnas.config.decide.MULTI_LABEL_DECISIONS`, or frequencies by class name.
     """
 
     folders: Mapping[str, str]

@@ -8,10 +8,11 @@ import numpy as np
 from torch import nn
 
 from ssnas import metrics
+from ssnas.config.decide import named_prior
 from ssnas.config.schema import Run
 from ssnas.data import Dataset, Splits
 from ssnas.data.views import Normalise
-from ssnas.decision import Decision, decision_of, named_prior
+from ssnas.decision import Decision, decision_of
 from ssnas.errors import InputError
 from ssnas.finetune import logits_of, mixing_sweep
 from ssnas.networks.baselines.linear import linear_classifier

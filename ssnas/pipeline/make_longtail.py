@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ssnas import data as datasets
+from ssnas.config.decide import named_prior
 from ssnas.config.schema import Run
-from ssnas.decision import named_prior
 from ssnas.pipeline.artifacts import Places, write_csv, write_json
 
 RAW = Path("data/raw")

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ssnas import data as datasets
 from ssnas import metrics
+from ssnas.config.decide import Prior, named_prior
 from ssnas.config.schema import Finetune, Run
 from ssnas.data.views import Normalise
-from ssnas.decision import Prior, decision_of, named_prior
+from ssnas.decision import decision_of
 from ssnas.finetune import fit, logits_of
 from ssnas.networks.derived import inherit, multiply_adds, parameter_count
 from ssnas.pipeline.artifacts import (

@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from ssnas.data import Dataset
-from ssnas.networks.baselines import linear_classifier
+from ssnas.networks.baselines.linear import linear_classifier
 
 
 def standardised(train, test):

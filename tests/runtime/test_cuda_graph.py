@@ -382,7 +382,7 @@ def test_within_an_epoch_nothing_is_waited_for(images, splits, monkeypatch, obje
     seen = []
 
     class Watched(Trainer):
-        def _run_epoch(self):
+        def _run_epoch(self, bar):
             step = self.step
 
             def watched(batches, epoch, number):
@@ -392,7 +392,7 @@ def test_within_an_epoch_nothing_is_waited_for(images, splits, monkeypatch, obje
                     return step(batches, epoch, number)
 
             self.step = watched
-            super()._run_epoch()
+            super()._run_epoch(bar)
             self.step = step
 
         def _collect(self, pending):

@@ -259,10 +259,11 @@ def test_another_decision_trains_nothing_again(project):
 
 @pytest.mark.slow
 def test_the_model_is_a_dvc_artifact(project):
-    """`dvc artifacts get` brings it out of a repository, and it loads there."""
+    """A tag registers a version; `dvc artifacts get` brings it elsewhere, and it loads there."""
     for command in (["git", "init", "-q"], ["dvc", "repro"], ["git", "add", "-A"]):
         assert run(command, project).returncode == 0
-    assert run(["git", "commit", "-qm", "0"], project).returncode == 0
+    for command in (["git", "commit", "-qm", "0"], ["git", "tag", "classifier@v0.1.0", "-m", "0"]):
+        assert run(command, project).returncode == 0
     elsewhere = project.with_name("elsewhere")
     elsewhere.mkdir()
     result = run(["dvc", "artifacts", "get", str(project), "classifier"], elsewhere)

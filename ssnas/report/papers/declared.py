@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssnas.config.decide import MULTI_LABEL_DECISIONS
 from ssnas.config.load import read_yaml
 from ssnas.config.schema import build
-from ssnas.decision import MULTI_LABEL_DECISIONS
 from ssnas.errors import InputError
 from ssnas.report.papers.records import TESTED, Records, cross_validated
 from ssnas.report.run import FIGURES

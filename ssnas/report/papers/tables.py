@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from ssnas.decision import MULTI_LABEL_DECISIONS
+from ssnas.config.decide import MULTI_LABEL_DECISIONS
 from ssnas.errors import InputError
 from ssnas.report.papers.compare import paired
 from ssnas.report.papers.declared import Row, Table
