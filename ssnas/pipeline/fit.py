@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -91,20 +91,10 @@ def fit(
         run = run_of(data, root, params, options)
         finished = _Finished(root / ".checkpoints" / "finished.json")
         places = Places.of(run)
-        with finished.once("make-longtail", _images_identity(run), places.splits) as missing:
-            if missing:
-                make_longtail(run)
-        with finished.once(
-            "search", [search_description(run), closure(run_search.__module__)], places.supernet
-        ) as missing:
-            if missing:
-                run_search(run)
+        finished.once(make_longtail, run, _images_identity(run), places.splits)
+        finished.once(run_search, run, search_description(run), places.supernet)
         derive_genotype(run)
-        with finished.once(
-            "finetune", [finetune_description(run), closure(finetune.__module__)], places.network
-        ) as missing:
-            if missing:
-                finetune(run)
+        finished.once(finetune, run, finetune_description(run), places.network)
         splits = read_splits(run)
         if len(splits.test):
             evaluate(run)
@@ -140,7 +130,7 @@ def run_of(
     return load_options(chosen, None if params is None else Path(params), root)
 
 
-def _images_identity(run: Run) -> list[Any]:
+def _images_identity(run: Run) -> dict[str, Any]:
     """What the splits depend on: the settings, and the files by name, size and time."""
     dataset = Path(run.data.dataset)
     files = sorted(dataset.rglob("*")) if dataset.is_dir() else [dataset]
@@ -149,12 +139,7 @@ def _images_identity(run: Run) -> list[Any]:
         for path in files
         if path.is_file()
     ]
-    return [
-        dataclasses.asdict(run.data),
-        run.seeds["datasets"],
-        seen,
-        closure(make_longtail.__module__),
-    ]
+    return {"data": dataclasses.asdict(run.data), "seed": run.seeds["datasets"], "files": seen}
 
 
 class _Finished:
@@ -163,18 +148,16 @@ class _Finished:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @contextlib.contextmanager
-    def once(self, stage: str, identity: Any, output: Path) -> Iterator[bool]:
-        """Yield whether a stage is missing; note it as done once the context ends without error."""
-        text = json.dumps(identity, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        done = self._read()
-        missing = done.get(stage) != digest or not output.exists()
-        if not missing:
-            log.info("%s: done before, nothing has changed", stage)
-        yield missing
-        if missing:
-            write_json(self.path, {**done, stage: digest})
+    def once(self, stage: Callable[[Run], None], run: Run, identity: Any, output: Path) -> None:
+        """Run a stage, unless it was done before from the same things by the same code."""
+        name = stage.__module__.rpartition(".")[2]
+        text = json.dumps([identity, closure(stage.__module__)], sort_keys=True)
+        digest, done = hashlib.sha256(text.encode()).hexdigest(), self._read()
+        if done.get(name) == digest and output.exists():
+            log.info("%s: done before, nothing has changed", name)
+            return
+        stage(run)
+        write_json(self.path, {**done, name: digest})
 
     def _read(self) -> dict[str, str]:
         try:

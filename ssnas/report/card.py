@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from ssnas.report.page import template
 from ssnas.report.run import Run
 
 
@@ -17,18 +16,10 @@ def write_card(folder: Path, out: Path) -> None:
         InputError: if a file that every run has is missing.
     """
     run = Run.read(folder)
-    environment = Environment(
-        loader=PackageLoader("ssnas.report"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["md"] = _escaped
     sizes = run.data.get("images") or {}
     height, width, channels = run.data.get("image_size") or (None, None, None)
     temperature = run.figures.get("temperature")
-    text = environment.get_template("card.md").render(
+    text = template("card.md", autoescape=False, md=_escaped).render(
         run=run,
         sizes={split: f"{sizes.get(split, 0):,}" for split in ("train", "test")},
         image=f"{height} x {width} pixels, {'grey' if channels == 1 else 'colour'}",

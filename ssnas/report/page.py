@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ssnas.errors import InputError
 from ssnas.report.files import MAKE, has_rows
@@ -38,21 +38,27 @@ def write_html(folder: Path, drawing: Path, out: Path) -> None:
     run = Run.read(folder)
     if not drawing.is_file():
         raise InputError(f"{drawing}: no such file; {MAKE}")
-    environment = Environment(
-        loader=PackageLoader("ssnas.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["ops_in_words"] = ops_in_words
-    page = environment.get_template("run.html").render(
+    page = template("run.html", autoescape=True, ops_in_words=ops_in_words).render(
         run=run,
         drawing=_data_uri("image/svg+xml", drawing.read_bytes()),
         pictures={title: _drawn(draw) for title, draw in _pictures(folder).items()},
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page.lstrip() + "\n", encoding="utf-8")
+    out.write_text(page.strip() + "\n", encoding="utf-8")
+
+
+def template(name: str, autoescape: bool, **filters: Callable[..., str]) -> Template:
+    """Load one of the templates beside this module, which fails on a name that it is not given."""
+    environment = Environment(
+        loader=PackageLoader("ssnas.report"),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= filters
+    return environment.get_template(name)
 
 
 def _pictures(folder: Path) -> dict[str, Callable[[BinaryIO], None]]:
