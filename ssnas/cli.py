@@ -178,7 +178,7 @@ def _images(paths: Sequence[str]) -> Iterator[str]:
     Raises:
         InputError: for a folder without images.
     """
-    from ssnas.data.folders import image_files
+    from ssnas.data.listing import image_files
 
     for path in paths:
         if not Path(path).is_dir():

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ssnas.data.listing import EXTENSIONS, File, list_folder
 from ssnas.data.longtail import is_integer
 from ssnas.data.types import SPLITS, Dataset
 from ssnas.errors import InputError
@@ -31,7 +32,6 @@ def _skip(path: Path, reason: InputError) -> None:
 BAD_IMAGES: dict[str, Callable[[Path, InputError], None]] = {"error": _refuse, "skip": _skip}
 """What to do with an unreadable image; those that are left out are recorded."""
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 GREY_MODES = ("1", "L", "LA", "La")
 READ_AHEAD = 256
 THREADS = 4
@@ -63,17 +63,13 @@ class Folder(NamedTuple):
         splits: the data sets by split, None for a val or test that is not there.
         sha256: a checksum of the names and contents of all image files.
         skipped: the unreadable images that were left out, relative to the folder.
+        ignored: the files that are no images, see `ssnas.data.listing.Listing`.
     """
 
     splits: dict[str, Dataset | None]
     sha256: str
     skipped: list[str]
-
-
-class _File(NamedTuple):
-    split: str
-    label: int
-    path: Path
+    ignored: list[str]
 
 
 def check_options(options: Options) -> None:
@@ -136,8 +132,8 @@ def pixels(
     """Convert an image of any mode to an array.
 
     With other sides than its own, it is resized until it covers them (bicubic, antialiased) and
-    the centre cut out. 16-bit grey is scaled over its full range, 65535 to 255; transparency is
-    dropped.
+    the centre cut out. 16-bit grey is scaled over its full range, 65535 to 255; what is transparent
+    shows white.
 
     Args:
         depth: C, 1 for grey and 3 for colour; None for what the image is.
@@ -160,6 +156,10 @@ def pixels(
     if image.mode == "F":
         raise InputError("found 32-bit floating-point pixels; accepted: 8-bit or 16-bit integers")
     depth = depth or (1 if image.mode in GREY_MODES else 3)
+    if image.has_transparency_data:
+        # Below transparent pixels any colour may hide.
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("L" if depth == 1 else "RGB")
     if sides is not None and image.size != sides[::-1]:
         image = ImageOps.fit(image, sides[::-1], Image.Resampling.BICUBIC)
@@ -177,18 +177,18 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def read_folder(folder: Path, options: Options) -> Folder:
     """Read a folder of one sub-folder a class, or of train, val and test folders of those.
 
-    val and test are optional. Images may have any size and mode; files without an image's
-    extension and hidden ones are ignored. All images come out in one size and with one number of
-    channels: in colour, if any image is.
+    val and test are optional, and may have any name of `ssnas.data.listing.SPLIT_NAMES`. Images may
+    have any size and mode; hidden and system files are left out, and what is no image is listed.
+    All images come out in one size and with one number of channels: in colour, if any image is.
 
     Raises:
         InputError: naming the file or folder, for a class without images, fewer than two classes,
             classes that differ between splits, an unreadable image (unless `bad_images` is
             `skip`), or images of different sizes where no `size` is set.
     """
-    files, class_names = _list_files(folder)
+    files, class_names, ignored = list_folder(folder)
     digest = hashlib.sha256()
-    kept: list[_File] = []
+    kept: list[File] = []
     arrays: list[np.ndarray] = []
     skipped: list[str] = []
     for file, content_hash, result in _read_all(files, options):
@@ -208,7 +208,7 @@ def read_folder(folder: Path, options: Options) -> Folder:
     _check_every_class(files, kept)
     colour = any(array.shape[-1] == 3 for array in arrays)
     splits = {split: _gather(split, kept, arrays, colour, class_names) for split in SPLITS}
-    return Folder(splits, digest.hexdigest(), skipped)
+    return Folder(splits, digest.hexdigest(), skipped, ignored)
 
 
 def _sides(array: np.ndarray) -> str:
@@ -216,8 +216,8 @@ def _sides(array: np.ndarray) -> str:
 
 
 def _read_all(
-    files: list[_File], options: Options
-) -> Iterator[tuple[_File, str, np.ndarray | InputError]]:
+    files: list[File], options: Options
+) -> Iterator[tuple[File, str, np.ndarray | InputError]]:
     """Yield each file with its checksum and its pixels, or the reason why it has none."""
     with ThreadPoolExecutor(THREADS) as pool:
         # In batches, so that little is read in vain if an early image stops the reading.
@@ -257,6 +257,10 @@ def decode(
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
+            frames = getattr(image, "n_frames", 1)
+            # Cameras write a preview behind the photograph (MPO).
+            if frames > 1 and image.format != "MPO":
+                raise InputError(f"found {frames} pages or frames; accepted: one image a file")
             return pixels(ImageOps.exif_transpose(image), depth, sides)
     except InputError:
         raise
@@ -267,70 +271,7 @@ def decode(
         raise InputError(f"found an unreadable image ({reason}); accepted: whole images") from None
 
 
-def _list_files(folder: Path) -> tuple[list[_File], tuple[str, ...]]:
-    """List every image file in a fixed order, and the class names."""
-    parts = {"train": folder}
-    if (folder / "train").is_dir() and _sub_folders(folder / "train"):
-        parts = {part.name: part for part in _sub_folders(folder)}
-        unknown = sorted(set(parts) - set(SPLITS))
-        if unknown:
-            raise InputError(
-                f"{folder}: found {', '.join(unknown)} beside train; accepted: {', '.join(SPLITS)}"
-            )
-    class_names = tuple(part.name for part in _sub_folders(parts["train"]))
-    if len(class_names) < 2:
-        raise InputError(
-            f"{parts['train']}: found {len(class_names)} class folders; accepted: 2 or more, "
-            "each with its images"
-        )
-    files = []
-    for split, part in parts.items():
-        names = tuple(sub.name for sub in _sub_folders(part))
-        if names != class_names:
-            raise InputError(
-                f"{part}: found classes {', '.join(names) or 'none'}; "
-                f"accepted: those of train, {', '.join(class_names)}"
-            )
-        for label, name in enumerate(class_names):
-            images = image_files(part / name)
-            if not images:
-                raise InputError(
-                    f"{part / name}: found no image; accepted: files ending in "
-                    f"{' '.join(EXTENSIONS)}"
-                )
-            files += [_File(split, label, path) for path in images]
-    return files, class_names
-
-
-def _sub_folders(folder: Path) -> list[Path]:
-    return sorted(
-        (sub for sub in folder.iterdir() if sub.is_dir() and not _is_hidden(sub)),
-        key=lambda sub: sub.name,
-    )
-
-
-def _is_hidden(path: Path) -> bool:
-    return path.name.startswith((".", "__MACOSX"))
-
-
-def image_files(folder: Path) -> list[Path]:
-    """List the image files in a folder and all below it, by name; hidden ones are left out.
-
-    Example:
-        >>> image_files(Path("no/such/folder"))
-        []
-    """
-    return sorted(
-        (
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in EXTENSIONS and path.is_file() and not _is_hidden(path)
-        ),
-        key=lambda path: path.as_posix(),
-    )
-
-
-def _check_every_class(files: list[_File], kept: list[_File]) -> None:
+def _check_every_class(files: list[File], kept: list[File]) -> None:
     lost = {file[:2] for file in files} - {file[:2] for file in kept}
     for file in files:
         if file[:2] in lost:
@@ -341,7 +282,7 @@ def _check_every_class(files: list[_File], kept: list[_File]) -> None:
 
 def _gather(
     split: str,
-    files: list[_File],
+    files: list[File],
     arrays: list[np.ndarray],
     colour: bool,
     class_names: tuple[str, ...],

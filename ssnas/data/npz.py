@@ -88,16 +88,52 @@ def published_splits(
     for split, (images, labels) in present.items():
         _check_alike(f"{path}: {split}_images", images, present["train"][0])
         _check_alike(f"{path}: {split}_labels", labels, present["train"][1])
-    multi_label = multi_label or present["train"][1].shape[1] > 1
+    labels = np.concatenate([labels for _, labels in present.values()])
+    if labels.shape[1] > 1 and not multi_label:
+        _refuse_one_hot(path, labels)
+    multi_label = multi_label or labels.shape[1] > 1
     if class_names is None and "class_names" in arrays:
         class_names = [str(name) for name in np.atleast_1d(arrays["class_names"])]
     if class_names is None:
-        labels = np.concatenate([labels for _, labels in present.values()])
         class_names = _numbered(path, labels, multi_label)
-    return {
+    splits = {
         split: pair and _dataset(path, split, *pair, tuple(class_names), multi_label)
         for split, pair in pairs.items()
     }
+    _check_classes(path, class_names, labels, multi_label)
+    return splits
+
+
+def _refuse_one_hot(path: Path, labels: np.ndarray) -> None:
+    """Refuse rows with exactly one 1 each: they say one label an image, or several by chance."""
+    if ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all():
+        raise InputError(
+            f"{path}: train_labels: found rows with exactly one 1 each, {labels.shape[1]} columns; "
+            "accepted: for one label an image its class index (labels.argmax(axis=1)), for several "
+            "labels rows some of which have none or more than one"
+        )
+
+
+def _check_classes(
+    path: Path, class_names: Sequence[str], labels: np.ndarray, multi_label: bool
+) -> None:
+    doubled = sorted({name for name in class_names if list(class_names).count(name) > 1})
+    if doubled:
+        raise InputError(
+            f"{path}: class_names: found {', '.join(doubled)} more than once; accepted: a name of "
+            "its own for each class"
+        )
+    if multi_label:
+        return
+    if len(class_names) < 2:
+        raise InputError(
+            f"{path}: train_labels: found {len(class_names)} class; accepted: 2 or more"
+        )
+    if labels.min() > 0:
+        raise InputError(
+            f"{path}: train_labels: found labels from {labels.min()} to {labels.max()}; "
+            "accepted: from 0 on"
+        )
 
 
 def _pair(

@@ -32,6 +32,12 @@ CIFAR10_CLASSES = (
     "truck",
 )
 COVID19_CLASSES = ("Covid-19", "No_findings")
+MULTI_LABEL = ("chestmnist",)
+"""MedMNIST's sets of several labels an image, for where its package is not at hand."""
+
+LISTED = 20
+"""How many ignored files the provenance names."""
+
 MEDMNIST_SIZES = (28, 64, 128, 224)
 # A mirrored chest or abdomen shows the heart or the liver on the wrong side, which is a rare
 # finding of its own (situs inversus), and organ*mnist tells left from right in its labels.
@@ -141,7 +147,7 @@ def _reader(name: str) -> Reader:
         if name == key if reader.matches is None else reader.matches(name):
             return reader
     accepted = ", ".join(READERS)
-    raise InputError(f"name: found {name!r}, which is no folder either; accepted: {accepted}")
+    raise InputError(f"dataset: found {name!r}, which is no folder either; accepted: {accepted}")
 
 
 def _digits(name: str, raw: Path, options: Options) -> RawSource:
@@ -194,7 +200,7 @@ def _medmnist(name: str, raw: Path, options: Options) -> RawSource:
         _fetch_medmnist(path, info, size)
     flip = not flag.startswith(LATERAL)
     if info is None:
-        return _file(path, flip)
+        return _file(path, flip, multi_label=flag in MULTI_LABEL)
     source = _file(path, flip, tuple(info["label"].values()), "multi-label" in info["task"])
     images = sum(len(data) for data in source.splits.values() if data is not None)
     published = sum(info["n_samples"].values())
@@ -213,7 +219,7 @@ def _medmnist_info(flag: str) -> dict[str, Any] | None:
     published: dict[str, dict[str, Any]] = INFO
     flags = [other for other in published if not other.endswith("3d")]
     if flag not in flags:
-        raise InputError(f"name: found 'medmnist:{flag}'; accepted flags: {', '.join(flags)}")
+        raise InputError(f"dataset: found 'medmnist:{flag}'; accepted flags: {', '.join(flags)}")
     return published[flag]
 
 
@@ -247,8 +253,11 @@ def _npz(name: str, raw: Path, options: Options) -> RawSource:
 
 def _folder(name: str, raw: Path, options: Options) -> RawSource:
     folder = read_folder(Path(name), options)
-    skipped = {"count": len(folder.skipped), "names": folder.skipped}
-    return RawSource(folder.splits, True, name, folder.sha256, {"skipped": skipped})
+    left_out = {
+        "skipped": {"count": len(folder.skipped), "names": folder.skipped},
+        "ignored": {"count": len(folder.ignored), "names": folder.ignored[:LISTED]},
+    }
+    return RawSource(folder.splits, True, name, folder.sha256, left_out)
 
 
 def _file(

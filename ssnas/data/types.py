@@ -124,7 +124,9 @@ def check_images(images: np.ndarray, name: str) -> None:
     Example:
         >>> check_images(np.zeros((2, 8, 8, 3), np.uint8), "images")
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    valid = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] in (1, 3)
+    if not valid or 0 in images.shape[1:]:
         raise InputError(
-            f"{name}: found {images.dtype} {images.shape}; accepted: uint8 (N, H, W, C), C 1 or 3"
+            f"{name}: found {images.dtype} {images.shape}; accepted: uint8 (N, H, W, C), C 1 or 3, "
+            "H and W at least 1"
         )

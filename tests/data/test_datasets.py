@@ -478,7 +478,15 @@ def test_pixels_without_a_known_range_are_refused(tmp_path, values):
         (["0.png"], ("0 class folders", "2 or more")),
         (["a/0.png"], ("1 class folders", "2 or more")),
         (["a/0.png", "b/notes.txt"], ("b: found no image", ".png")),
-        (["train/a/0.png", "train/b/0.png", "valid/a/0.png"], ("valid", "train, val, test")),
+        (["train/a/0.png", "train/b/0.png", "more/a/0.png"], ("more beside train", "validation")),
+        (
+            ["Train/a/0.png", "Train/b/0.png", "training/a/0.png"],
+            ("Train and training, both for train",),
+        ),
+        (
+            ["a/one/0.png", "a/two/0.png", "b/one/0.png", "b/two/0.png"],
+            ("one, two within each of a, b", "one folder a class"),
+        ),
         (
             ["train/a/0.png", "train/b/0.png", "test/a/0.png"],
             ("test: found classes a;", "those of train, a, b"),
@@ -743,3 +751,19 @@ def test_splits_without_test_images(tmp_path):
     again = datasets.read(tmp_path / "splits.npz")
     assert len(again.test) == 0
     np.testing.assert_array_equal(again.train.labels, splits.train.labels)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "parts"),
+    [
+        ({"train_labels": np.zeros(6, int)}, ("train_labels", "1 class;", "2 or more")),
+        ({"train_labels": np.arange(6) % 2 + 1}, ("labels from 1 to 2", "from 0")),
+        ({"class_names": ["a", "b", "a"], "train_labels": np.arange(6) % 3}, ("a more than once",)),
+        ({"train_labels": np.eye(3, dtype=int)[np.arange(6) % 3]}, ("exactly one 1", "argmax")),
+        ({"train_images": np.zeros((6, 0, 8), np.uint8)}, ("train_images", "(6, 0, 8, 1)")),
+    ],
+)
+def test_arrays_that_would_mislead_are_refused(tmp_path, arrays, parts):
+    whole = {"train_images": np.zeros((6, 8, 8), np.uint8), "train_labels": np.arange(6) % 2}
+    np.savez(tmp_path / "mine.npz", **(whole | arrays))
+    refused(lambda: datasets.load(str(tmp_path / "mine.npz"), tmp_path), "mine.npz", *parts)
