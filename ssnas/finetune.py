@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ssnas import metrics
 from ssnas.config.schema import Finetune, Search, Views
-from ssnas.data import Dataset
+from ssnas.data.types import Dataset
 from ssnas.data.views import Normalise
 from ssnas.errors import InputError
 from ssnas.losses import make_loss

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ssnas.config.schema import Run
-from ssnas.data import Splits, read
+from ssnas.data.splits import read
+from ssnas.data.types import Splits
 from ssnas.errors import InputError
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from ssnas import metrics
 from ssnas.config.decide import named_prior
 from ssnas.config.schema import Run
-from ssnas.data import Dataset, Splits
+from ssnas.data.types import Dataset, Splits
 from ssnas.data.views import Normalise
 from ssnas.decision import Decision, decision_of
 from ssnas.errors import InputError

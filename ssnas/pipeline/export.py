@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ssnas.config.schema import Run
-from ssnas.data import Splits
+from ssnas.data.types import Splits
 from ssnas.data.views import Normalise
 from ssnas.model import Description, Model
 from ssnas.networks.genotype import Genotype

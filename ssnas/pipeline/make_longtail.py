@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from ssnas import data as datasets
 from ssnas.config.decide import named_prior
 from ssnas.config.schema import Run
+from ssnas.data.sources import load
+from ssnas.data.splits import split
+from ssnas.data.splits import write as write_splits
+from ssnas.data.types import Splits
 from ssnas.pipeline.artifacts import Places, write_csv, write_json
 
 RAW = Path("data/raw")
@@ -14,11 +17,11 @@ RAW = Path("data/raw")
 def make_longtail(run: Run) -> None:
     """Write the training, validation and test images, and the images of each class."""
     data, places = run.data, Places.of(run)
-    source = datasets.load(data.dataset, RAW, data.size, data.channels, data.bad_images, data.flip)
+    source = load(data.dataset, RAW, data.size, data.channels, data.bad_images, data.flip)
     # A wrong decision would otherwise end the run after the training.
     named_prior(run.decide, source.train.class_names, source.train.multi_label)
     natural = data.profile == "natural"
-    splits = datasets.split(
+    splits = split(
         source,
         profile=data.profile,
         imbalance=data.imbalance,
@@ -28,12 +31,12 @@ def make_longtail(run: Run) -> None:
         seed=run.seeds["datasets"],
         max_images=data.max_images,
     )
-    datasets.write(splits, places.splits)
+    write_splits(splits, places.splits)
     write_json(places.metrics("datasets", "data.json"), splits.provenance)
     write_csv(places.metrics("datasets", "class_counts.csv"), _class_counts(splits))
 
 
-def _class_counts(splits: datasets.Splits) -> list[dict[str, Any]]:
+def _class_counts(splits: Splits) -> list[dict[str, Any]]:
     parts = (splits.provenance["counts_before"], *(s.counts for s in (splits.train, splits.val)))
     columns = zip(splits.train.class_names, *parts, splits.test.counts, strict=True)
     return [

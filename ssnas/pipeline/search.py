@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from ssnas.config.schema import Run
-from ssnas.data import Splits
+from ssnas.data.types import Splits
 from ssnas.data.views import Normalise
 from ssnas.pipeline.artifacts import (
     Places,

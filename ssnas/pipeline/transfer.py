@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssnas import data as datasets
 from ssnas import metrics
 from ssnas.config.decide import Prior, named_prior
 from ssnas.config.schema import Finetune, Run
+from ssnas.data.sources import load
+from ssnas.data.splits import folds_of
+from ssnas.data.types import Dataset, Splits
 from ssnas.data.views import Normalise
 from ssnas.decision import decision_of
 from ssnas.finetune import fit, logits_of
@@ -44,13 +46,11 @@ def transfer(run: Run) -> None:
         for name in ("transfer.json", "transfer.data.json", "transfer.cost.json"):
             write_json(places.metrics("transfers", name), {})
         return
-    source = datasets.load(
-        target.dataset, RAW, target.size, target.channels, target.bad_images, target.flip
-    )
+    source = load(target.dataset, RAW, target.size, target.channels, target.bad_images, target.flip)
     named_prior(run.decide, source.train.class_names, source.train.multi_label)
     seed = run.seeds["transfers"]
     weights = _weights(run)
-    folds = datasets.folds_of(source, target.folds, target.val_fraction, seed)
+    folds = folds_of(source, target.folds, target.val_fraction, seed)
     before = finetune_description(run) if "rows" in run.folders else {}
     trained_by = dataclasses.replace(run.finetune, loss=target.loss, epochs=target.epochs)
     run = dataclasses.replace(run, finetune=trained_by)
@@ -109,7 +109,7 @@ def _weights(run: Run) -> dict[str, Tensor] | None:
     return None
 
 
-def _network(run: Run, data: datasets.Dataset, weights: dict[str, Tensor] | None) -> nn.Module:
+def _network(run: Run, data: Dataset, weights: dict[str, Tensor] | None) -> nn.Module:
     network = network_of(run, data)
     if weights is not None:
         inherit(network, weights)
@@ -118,7 +118,7 @@ def _network(run: Run, data: datasets.Dataset, weights: dict[str, Tensor] | None
 
 def _one(
     run: Run,
-    fold: datasets.Splits,
+    fold: Splits,
     number: int,
     weights: dict[str, Tensor] | None,
     identity: dict[str, Any],
@@ -156,7 +156,7 @@ class Tested:
 
 def train_and_test(
     build: Callable[[], nn.Module],
-    fold: datasets.Splits,
+    fold: Splits,
     config: Finetune,
     seed: int,
     device: torch.device,
@@ -193,7 +193,7 @@ def train_and_test(
 
 
 def _intervals(
-    trained: Sequence[Tested], folds: Sequence[datasets.Splits]
+    trained: Sequence[Tested], folds: Sequence[Splits]
 ) -> dict[str, tuple[float, float]]:
     """Bootstrap the 95 % intervals over the test images of all folds.
 

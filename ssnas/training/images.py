@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssnas.data import Dataset, Splits
+from ssnas.data.types import Dataset, Splits
 from ssnas.data.views import Normalise
 
 

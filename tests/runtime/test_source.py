@@ -217,3 +217,18 @@ def test_closure_has_every_module_that_is_loaded(module):
     ).stdout.split("\n")[:-1]
     assert {Path(path).relative_to(ROOT).as_posix() for path in loaded} <= set(closure(module))
     assert "ssnas/engine/cpu/src/kernels.cpp" in closure(module)
+
+
+def test_the_search_depends_on_nothing_that_cannot_change_it():
+    sources = set(closure("stages.search"))
+    for path in (
+        "ssnas/data/folders.py",
+        "ssnas/data/listing.py",
+        "ssnas/data/sources.py",
+        "ssnas/decision.py",
+        "ssnas/model.py",
+        "ssnas/pipeline/evaluate.py",
+        "ssnas/report/page.py",
+    ):
+        assert path not in sources
+    assert "ssnas/data/splits.py" in sources

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssnas.data import Dataset
+from ssnas.data.types import Dataset
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
