@@ -92,7 +92,7 @@ def test_what_cannot_be_predicted_is_one_line(run, photos, tmp_path, capsys, opt
 
 @pytest.mark.slow
 def test_images_of_any_size_and_mode_are_classified(run, tmp_path, capsys):
-    black = {"CMYK": (0, 0, 0, 255)}
+    black = {"CMYK": (0, 0, 0, 255), "LA": (0, 255), "RGBA": (0, 0, 0, 255)}
     for i, mode in enumerate(("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")):
         image = Image.new(mode, (5 + 7 * i, 30), black.get(mode, 0))
         image.save(tmp_path / f"{i}.{'tif' if mode == 'CMYK' else 'png'}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ssnas.report.page import template
 from ssnas.report.run import Run
+from ssnas.report.template import template
 
 
 def write_card(folder: Path, out: Path) -> None:

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-
 from ssnas.errors import InputError
 from ssnas.report.files import MAKE, has_rows
 from ssnas.report.pictures import (
@@ -21,6 +19,7 @@ from ssnas.report.pictures import (
     per_class_picture,
 )
 from ssnas.report.run import Run, ops_in_words
+from ssnas.report.template import template
 
 
 def write_html(folder: Path, drawing: Path, out: Path) -> None:
@@ -45,20 +44,6 @@ def write_html(folder: Path, drawing: Path, out: Path) -> None:
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page.strip() + "\n", encoding="utf-8")
-
-
-def template(name: str, autoescape: bool, **filters: Callable[..., str]) -> Template:
-    """Load one of the templates beside this module, which fails on a name that it is not given."""
-    environment = Environment(
-        loader=PackageLoader("ssnas.report"),
-        autoescape=autoescape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= filters
-    return environment.get_template(name)
 
 
 def _pictures(folder: Path) -> dict[str, Callable[[BinaryIO], None]]:
