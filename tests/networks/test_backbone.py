@@ -278,6 +278,7 @@ def test_the_search_builds_what_is_asked_for(sampling):
     assert (default.stem.reduces, default.checkpoint) == (False, False)
 
 
+@pytest.mark.slow
 def test_the_stem_goes_from_the_search_to_the_transfer(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(RELAXATIONS, "sigmoid", OPS[1:])

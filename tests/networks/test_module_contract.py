@@ -172,6 +172,7 @@ def test_export(network, x):
     assert_close(program.module()(other), network(other))
 
 
+@pytest.mark.slow
 def test_onnx(network, x, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -181,6 +182,7 @@ def test_onnx(network, x, tmp_path):
     assert_close(torch.from_numpy(y), network(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_compile_traces_the_whole_network_once(network, x, training):
     compiled = []
@@ -200,6 +202,7 @@ def test_compile_traces_the_whole_network_once(network, x, training):
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_compile_leaves_the_supernet_its_gradients(x):
     torch.manual_seed(0)
     supernet = Supernet(2, 3, stem_multiplier=1)

@@ -5,6 +5,7 @@ import io
 import re
 from html.parser import HTMLParser
 
+import pytest
 from PIL import Image
 
 from ssnas.report.page import write_html
@@ -35,6 +36,7 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
+@pytest.mark.slow
 def test_report_is_whole_self_contained_escaped_and_reproducible(run_folder, tmp_path):
     out = tmp_path / "deep" / "report.html"
     write_html(run_folder, run_folder / "genotype.svg", out)
