@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,30 +13,26 @@ import yaml
 
 import ssnas
 from ssnas.errors import InputError
+from ssnas.runtime.command import command
 
 PROGRAM = "ssnas"
+FIGURES = Path("metrics", "evaluate.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; end with one line and status 2 for a user's mistake, 130 if interrupted."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        options.run(options)
-    except BrokenPipeError:
-        # The reader, such as `head`, has what it wants. Nothing is left to flush to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        extra = "export" if (error.name or "").startswith("onnx") else "train"
-        install = f"pip install '{PROGRAM}[{extra}]'"
-        print(f"error: {error.name} is not installed; {install}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    with command(status=2):
+        try:
+            options.run(options)
+        except BrokenPipeError:
+            # The reader, such as `head`, has what it wants. Nothing is left to flush to.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except ModuleNotFoundError as error:
+            # `Model.export_onnx` names its own extra.
+            raise InputError(
+                f"{error.name} is not installed; pip install '{PROGRAM}[train]'"
+            ) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,9 +151,11 @@ def _fit(options: argparse.Namespace) -> None:
         "device": options.device,
         "decide": _prior(options.prior),
     }
-    given = {key: value for key, value in chosen.items() if value is not None}
-    fit(options.data, out=options.out, params=options.params, **_settings(options.set), **given)
-    _report(argparse.Namespace(folder=options.out))
+    settings = _settings(options.set) | {k: v for k, v in chosen.items() if v is not None}
+    fit(options.data, out=options.out, params=options.params, **settings)
+    if (options.out / FIGURES).exists():
+        _write_report(options.out)
+    print(f"{'model':<16}{options.out / 'model.ssnas'}")
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -200,18 +197,23 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    if not (options.folder / FIGURES).exists():
+        raise InputError(
+            f"{options.folder}: found no test figures; accepted: the --out folder of `ssnas fit`"
+        )
+    _write_report(options.folder)
+
+
+def _write_report(run: Path) -> None:
     from ssnas.report.card import write_card
     from ssnas.report.summary import summary
     from ssnas.report.write import write_report
 
-    run: Path = options.folder
     numbers, card = run / "metrics", run / "MODEL_CARD.md"
-    if not (numbers / "evaluate.json").exists():
-        raise InputError(f"{run}: found no test figures; accepted: the --out folder of `ssnas fit`")
     write_report(numbers, run / "report")
     write_card(numbers, card)
     print(summary(numbers, run / "report", str(run)))
-    print(f"{'model':<16}{run / 'model.ssnas'}\n{'its card':<16}{card}")
+    print(f"{'model card':<16}{card}")
 
 
 if __name__ == "__main__":

@@ -256,21 +256,9 @@ def with_prior(
     """
     eta = torch.as_tensor(np.asarray(posterior, dtype=np.float64))
     scores = eta.logit() if multi_label else eta.log()
-    return probabilities(scores + prior_shift(train_prior, prior, multi_label), multi_label).numpy()
-
-
-def prior_shift(train_prior: ArrayLike, prior: str | ArrayLike, multi_label: bool) -> Tensor:
-    """Compute what to add to scores under π for scores under ρ: log ρ − log π, in float64 (C,).
-
-    Raises:
-        InputError: naming `prior`.
-
-    Example:
-        >>> prior_shift([0.8, 0.2], "balanced", multi_label=False)
-        tensor([-0.4700,  0.9163], dtype=torch.float64)
-    """
-    before = log_prior(train_prior, train_prior, multi_label)
-    return log_prior(prior, train_prior, multi_label) - before
+    evidence = scores - log_prior(train_prior, train_prior, multi_label)
+    moved = evidence + log_prior(prior, train_prior, multi_label)
+    return probabilities(moved, multi_label).numpy()
 
 
 def log_prior(prior: str | ArrayLike, train_prior: ArrayLike, multi_label: bool) -> Tensor:
@@ -382,8 +370,8 @@ def _minimise(log_loss: Callable[[float], float]) -> float:
     from scipy.optimize import minimize_scalar
 
     most = np.log(MOST_TEMPERATURE)
-    found = minimize_scalar(lambda log_t: log_loss(np.exp(log_t)), bounds=(-most, most))
-    return float(np.exp(found.x))
+    least = minimize_scalar(lambda log_t: log_loss(np.exp(log_t)), bounds=(-most, most))
+    return float(np.exp(least.x))
 
 
 def f1_thresholds(probabilities: ArrayLike, targets: np.ndarray) -> list[float]:
@@ -414,8 +402,8 @@ def _f1_threshold(probability: np.ndarray, target: np.ndarray) -> float:
         return 0.5
     order = np.argsort(-probability, kind="stable")
     descending = np.append(probability[order], 0.0)
-    hits, given = target[order].cumsum(), np.arange(1, len(target) + 1)
-    f1 = 2 * hits / (given + target.sum())
+    hits, labelled = target[order].cumsum(), np.arange(1, len(target) + 1)
+    f1 = 2 * hits / (labelled + target.sum())
     # Equal probabilities are on the same side of any threshold.
     f1[descending[:-1] == descending[1:]] = 0
     best = int(f1.argmax())

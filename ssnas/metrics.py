@@ -151,13 +151,13 @@ def multi_label(
         average_precision_score(target, probability) if _has_both(target) else np.nan
         for target, probability in zip(targets.T, probabilities.T, strict=True)
     ]
-    given, positive = probabilities > thresholds, targets.astype(bool)
-    right = given == positive
+    predicted, positive = probabilities > thresholds, targets.astype(bool)
+    right = predicted == positive
     both = np.array([_has_both(target) for target in targets.T])
     with np.errstate(invalid="ignore"):
         sensitivity = (right & positive).sum(axis=0) / positive.sum(axis=0)
         specificity = (right & ~positive).sum(axis=0) / (~positive).sum(axis=0)
-        f1 = 2 * (given & positive).sum(axis=0) / (given.sum(axis=0) + positive.sum(axis=0))
+        f1 = 2 * (predicted & positive).sum(axis=0) / (predicted.sum(0) + positive.sum(0))
     of_outcome = np.where(positive, probabilities, 1 - probabilities)
     accuracy = float(right.mean())
     return {
@@ -334,6 +334,7 @@ def intervals(
     *,
     class_counts: Sequence[int] | None = None,
     thresholds: ArrayLike = 0.5,
+    ranking: Array | None = None,
     groups: ArrayLike | None = None,
     resamples: int = 1000,
     level: float = 0.95,
@@ -350,6 +351,7 @@ def intervals(
         targets: class indices (N,) or multi-hot rows (N, C).
         class_counts: the training images of each class, for the figures by their number.
         thresholds: of multi-hot targets, as in `multi_label`.
+        ranking: (N, C), what the AUC is of; None for `probabilities`.
         groups: what belongs together (N,), such as the patient of each image: whole groups are
             drawn; None for image by image.
         resamples: the number of draws.
@@ -373,16 +375,19 @@ def intervals(
     probabilities, targets = _checked(probabilities, targets)
     units = np.arange(len(targets)) if groups is None else np.asarray(groups)
     _, unit = np.unique(units, return_inverse=True)
-    resampled = _multi_label_by_weights if targets.ndim == 2 else _single_label_by_weights
-    measure = resampled(probabilities, targets, class_counts, thresholds)
-    rng = np.random.default_rng(seed)
+    if targets.ndim == 2:
+        measure, positive = _multi_label_by_weights(probabilities, targets, thresholds), targets > 0
+    else:
+        measure = _single_label_by_weights(probabilities, targets, class_counts)
+        positive = np.eye(probabilities.shape[1], dtype=bool)[targets]
+    areas = _areas_by_weights(probabilities if ranking is None else _numpy(ranking), positive)
+    rng, units_drawn, block = np.random.default_rng(seed), unit.max() + 1, _block(len(targets))
+    share = np.full(units_drawn, 1 / units_drawn)
     blocks = []
-    for start in range(0, resamples, _block(len(targets))):
-        draws = min(_block(len(targets)), resamples - start)
-        times = rng.multinomial(
-            unit.max() + 1, np.full(unit.max() + 1, 1 / (unit.max() + 1)), draws
-        )
-        blocks.append(measure(times[:, unit].astype(np.float64)))
+    for start in range(0, resamples, block):
+        times = rng.multinomial(units_drawn, share, min(block, resamples - start))
+        weights = times[:, unit].astype(np.float64)
+        blocks.append(measure(weights) | {"macro_auc": areas(weights)})
     tail = (1 - level) / 2
     ends = {}
     for key in blocks[0]:
@@ -482,12 +487,10 @@ def _single_label_by_weights(
     probabilities: np.ndarray,
     targets: np.ndarray,
     class_counts: Sequence[int] | None,
-    thresholds: ArrayLike,
 ) -> _Measure:
     classes = probabilities.shape[1]
     pairs = targets * classes + probabilities.argmax(axis=1)
     present, first, order = _grouped(pairs)
-    areas = _areas_by_weights(probabilities, np.eye(classes, dtype=bool)[targets])
 
     def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
         counts = np.zeros((len(weights), classes * classes))
@@ -506,7 +509,6 @@ def _single_label_by_weights(
             "error_rate": 1 - accuracy,
             "balanced_accuracy": _nan_mean(recall),
             "macro_f1": _nan_mean(f1),
-            "macro_auc": areas(weights),
             **shots,
         }
 
@@ -516,28 +518,26 @@ def _single_label_by_weights(
 def _multi_label_by_weights(
     probabilities: np.ndarray,
     targets: np.ndarray,
-    class_counts: Sequence[int] | None,
     thresholds: ArrayLike,
 ) -> _Measure:
-    given, positive = probabilities > thresholds, targets.astype(bool)
-    areas = _areas_by_weights(probabilities, positive)
+    predicted, positive = probabilities > thresholds, targets.astype(bool)
 
     def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
         total = weights.sum(axis=1, keepdims=True)
-        hits, labelled, handed = (
-            weights @ marked.astype(np.float64) for marked in (given & positive, positive, given)
+        hits, labelled, calls = (
+            weights @ marked.astype(np.float64)
+            for marked in (predicted & positive, positive, predicted)
         )
-        refused = total - labelled - (handed - hits)
+        rejections = total - labelled - (calls - hits)
         both = (labelled > 0) & (labelled < total)
-        balanced = (_ratio(hits, labelled) + _ratio(refused, total - labelled)) / 2
-        f1 = _ratio(2 * hits, labelled + handed)
-        accuracy = (hits + refused).mean(axis=1) / total[:, 0]
+        balanced = (_ratio(hits, labelled) + _ratio(rejections, total - labelled)) / 2
+        f1 = _ratio(2 * hits, labelled + calls)
+        accuracy = (hits + rejections).mean(axis=1) / total[:, 0]
         return {
             "binary_accuracy": accuracy,
             "error_rate": 1 - accuracy,
             "balanced_accuracy": _nan_mean(np.where(both, balanced, np.nan)),
             "macro_f1": _nan_mean(np.where(both, f1, np.nan)),
-            "macro_auc": areas(weights),
         }
 
     return measure

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import ssnas
 from ssnas.config.decide import Prior, named_prior
 from ssnas.config.schema import Finetune, Search, build
-from ssnas.data.folders import as_image, decode, pixels
+from ssnas.data.folders import THREADS, as_image, decode, pixels
 from ssnas.data.views import Normalise
 from ssnas.decision import Decision, decision_of
 from ssnas.errors import InputError
@@ -37,6 +37,7 @@ from ssnas.networks.derived import parameter_count
 from ssnas.networks.factory import build_network
 from ssnas.networks.genotype import Genotype
 from ssnas.runtime.device import autocast, choose_device
+from ssnas.runtime.files import written_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,10 +45,16 @@ if TYPE_CHECKING:
 FORMAT = 1
 """The newest format of the file that this version reads, and the one that it writes."""
 
-THREADS = 4
-
 ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
 """A file, a uint8 array (H, W), (H, W, 1) or (H, W, 3), or an image of Pillow's."""
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "ssnas": ssnas.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +92,7 @@ class Description:
     thresholds: tuple[float, ...] = ()
     decide: Prior = "balanced"
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    versions: Mapping[str, str] = dataclasses.field(default_factory=lambda: _versions())
+    versions: Mapping[str, str] = dataclasses.field(default_factory=_versions)
 
     def to_json(self) -> str:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -139,14 +146,6 @@ class Description:
         """Build the network, with random weights."""
         classes = len(self.class_names)
         return build_network(self.finetune, self.search, self.genotype, classes, self.image_shape)
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "ssnas": ssnas.__version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }
 
 
 class Model:
@@ -211,16 +210,10 @@ class Model:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path = path.with_name(path.name + ".partial")
         state = self.network.state_dict()
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        try:
+        with written_whole(Path(path)) as partial_path:
             save_file(weights, partial_path, {"ssnas": self.description.to_json()})
-            partial_path.replace(path)
-        finally:
-            partial_path.unlink(missing_ok=True)
 
     def predict(
         self,
@@ -297,12 +290,9 @@ class Model:
             raise InputError(
                 f"export: {error.name} is not installed; pip install 'ssnas[export]'"
             ) from None
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         decide = self._decide(prior)
         graph = _Graph(self.network.cpu(), self.description.normalise, self.decision, decide).eval()
         images = torch.zeros((2, *self.description.image_shape), dtype=torch.uint8)
-        partial_path = path.with_name(path.name + ".partial")
         try:
             with _quiet():
                 program = torch.onnx.export(
@@ -328,10 +318,9 @@ class Model:
             onnx.helper.set_model_props(
                 proto, {key: json.dumps(value, ensure_ascii=False) for key, value in facts.items()}
             )
-            onnx.save(proto, partial_path)
-            partial_path.replace(path)
+            with written_whole(Path(path)) as partial_path:
+                onnx.save(proto, partial_path)
         finally:
-            partial_path.unlink(missing_ok=True)
             self.network.to(self.device)
 
     def info(self) -> str:

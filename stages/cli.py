@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
 from collections.abc import Callable
 
 from ssnas.config.load import load_main, load_row
 from ssnas.config.schema import Run
-from ssnas.errors import InputError
 from ssnas.runtime.allocator import keep_freed_memory
+from ssnas.runtime.command import command
 
 
 def main(kinds: tuple[str, ...], stage: Callable[[Run], None]) -> None:
@@ -41,16 +39,6 @@ def main(kinds: tuple[str, ...], stage: Callable[[Run], None]) -> None:
 
 
 def guarded(stage: Callable[[], None]) -> None:
-    """Run `stage`; end with one line and status 1 for a user's mistake, 130 if interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
+    """Run `stage` as a command whose mistakes end with status 1."""
+    with command(status=1):
         stage()
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        if os.environ.get("SSNAS_DEBUG"):
-            raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
-        sys.exit(130)

@@ -9,11 +9,10 @@ import hashlib
 from pathlib import Path
 
 from ssnas.config.load import load_main
-from ssnas.pipeline.artifacts import write_json
+from ssnas.data.listing import visible_files
+from ssnas.pipeline.artifacts import RAW, write_json
 from ssnas.runtime.source import closure
 from stages.cli import guarded
-
-RAW = Path("data/raw")
 
 
 def write_code(folder: Path, stages: list[str]) -> None:
@@ -40,10 +39,10 @@ def read_by(dataset: str) -> list[Path]:
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the names and contents of a folder's files."""
+    """Return the SHA-256 of a file, or of the names and contents of a folder's visible files."""
     content = hashlib.sha256()
     if path.is_dir():
-        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        for file in visible_files(path)[0]:
             content.update(f"{file.relative_to(path).as_posix()} {digest(file)}\n".encode())
         return content.hexdigest()
     with path.open("rb") as opened:

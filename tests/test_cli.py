@@ -48,7 +48,16 @@ def test_fit_leaves_a_model_a_card_and_a_report(run, capsys):
     assert "dark" in capsys.readouterr().out
     main(["report", str(run)])
     printed = capsys.readouterr().out
-    assert "balanced accuracy" in printed and str(run / "model.ssnas") in printed
+    assert "balanced accuracy" in printed and str(run / "MODEL_CARD.md") in printed
+
+
+@pytest.mark.slow
+def test_fit_without_test_images_leaves_a_model(photos, tmp_path, capsys):
+    out = tmp_path / "mine"
+    options = ["--size", "8", "--device", "cpu", "--set", "test_fraction=0"]
+    main(["fit", str(photos), "--out", str(out), *options, *SHORT])
+    assert str(out / "model.ssnas") in capsys.readouterr().out
+    assert ssnas.load(out / "model.ssnas").class_names == ("dark", "light")
 
 
 @pytest.mark.slow

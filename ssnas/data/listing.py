@@ -136,17 +136,27 @@ def _refuse_splits_below_classes(folder: Path, class_names: tuple[str, ...]) -> 
     )
 
 
-def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
-    """List the images and the other files in a folder and all below it, links followed once."""
-    images: list[Path] = []
-    others: list[Path] = []
+def visible_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """List the files in a folder and all below it, links followed once, and what is neither.
+
+    Hidden and system files are left out.
+
+    Returns:
+        The files, and broken links and folders that repeat one above them, both by name.
+
+    Example:
+        >>> visible_files(Path("no/such/folder"))
+        ([], [])
+    """
+    files: list[Path] = []
+    neither: list[Path] = []
     seen: set[str] = set()
     waiting = [folder]
     while waiting:
         current = waiting.pop()
         place = os.path.realpath(current)
         if place in seen:
-            others.append(current)
+            neither.append(current)
             continue
         seen.add(place)
         for path in _entries(current):
@@ -154,11 +164,17 @@ def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
                 continue
             if path.is_dir():
                 waiting.append(path)
-            elif path.is_file():
-                (images if _is_image(path) else others).append(path)
             else:
-                others.append(path)
-    return sorted(images, key=lambda path: path.as_posix()), sorted(others)
+                (files if path.is_file() else neither).append(path)
+    return sorted(files, key=lambda path: path.as_posix()), sorted(neither)
+
+
+def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
+    """List the images in a folder and all below it, and what else is there."""
+    files, neither = visible_files(folder)
+    images = [path for path in files if _is_image(path)]
+    others = set(files) - set(images)
+    return images, sorted([*others, *neither])
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from ssnas.data.longtail import PROFILES, class_counts, is_integer, subsample
 from ssnas.data.npz import published_splits, read_arrays
 from ssnas.data.types import SPLITS, Dataset, Source, Splits
 from ssnas.errors import InputError
+from ssnas.runtime.files import written_whole
 
 
 def split(
@@ -211,21 +212,14 @@ def write(splits: Splits, path: Path) -> None:
         for split in SPLITS
         for kind in ("images", "labels")
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(
-                file,
-                **arrays,
-                class_names=np.array(splits.train.class_names),
-                flip=np.array(splits.flip),
-                provenance=np.array(json.dumps(splits.provenance, sort_keys=True)),
-            )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(Path(path)) as partial, partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            **arrays,
+            class_names=np.array(splits.train.class_names),
+            flip=np.array(splits.flip),
+            provenance=np.array(json.dumps(splits.provenance, sort_keys=True)),
+        )
 
 
 def read(path: Path) -> Splits:

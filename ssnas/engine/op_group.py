@@ -249,15 +249,18 @@ class OpGroup:
         norms = [op.norm for op in self.described or ()]
         return [norm for norm in norms if norm is not None]
 
+    @property
+    def shares(self) -> bool:
+        """True for several poolings of one state, of which the engine computes one for all."""
+        pools = self.described is not None and isinstance(self.described[0], Pool)
+        return pools and len(self.ops) > 1
+
     def agrees(self) -> bool:
-        """Tell whether one result serves all operations, where the engine computes only one.
+        """Tell whether one result serves all operations of a group that `shares`.
 
         Poolings of one state see the same batches, so that their running statistics are equal
         unless somebody has set them. In training the batch's own statistics count.
         """
-        pools = self.described is not None and isinstance(self.described[0], Pool)
-        if len(self.ops) == 1 or not pools:
-            return True
         first, *others = self.norms
         if first.training or first.running_mean is None:
             return True

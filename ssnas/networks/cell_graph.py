@@ -238,9 +238,9 @@ class _LeavingEdges:
         return groups
 
     def shared(self) -> list[OpGroup]:
-        """The groups of several operations of which the engine may compute one for all."""
+        """The groups of which the engine computes one operation for all."""
         groups = [group for start in range(NUM_STATES - 1) for group in self.groups(start, 0, 0)]
-        return [group for group in groups if len(group.ops) > 1]
+        return [group for group in groups if group.shares]
 
     def from_state(self, start: int) -> Graph:
         """The operations that leave one state, from it to the nodes."""

@@ -19,6 +19,10 @@ from ssnas.config.schema import Run
 from ssnas.data.splits import read
 from ssnas.data.types import Splits
 from ssnas.errors import InputError
+from ssnas.runtime.files import written_whole
+
+RAW = Path("data/raw")
+"""The folder of downloaded images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +143,9 @@ def read_splits(run: Run) -> Splits:
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Write a safetensors file that carries how its weights came about."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(tensors, partial, {"description": json.dumps(description, sort_keys=True)})
-    partial.replace(path)
+    with written_whole(path) as partial:
+        save_file(tensors, partial, {"description": json.dumps(description, sort_keys=True)})
 
 
 def load_weights(path: Path, expected: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -206,7 +208,5 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ssnas import metrics
 from ssnas.config.decide import named_prior
-from ssnas.config.schema import Run
+from ssnas.config.schema import Finetune, Run
 from ssnas.data.types import Dataset, Splits
 from ssnas.data.views import Normalise
 from ssnas.decision import Decision, decision_of
@@ -57,11 +58,18 @@ def evaluate(run: Run) -> None:
         raise InputError("data.test_fraction: found 0, so there are no test images to evaluate on")
     network = trained_network(run, train)
     normalise = Normalise.of(train.images)
-    decision = calibrate(run, network, splits)
+    decision = calibrate(run.finetune, network, splits, normalise, device)
     logits = logits_of(network, test, normalise, device)
     chosen = named_prior(run.decide, train.class_names, train.multi_label)
     probabilities = decision(logits, chosen).numpy()
     threshold = decision.threshold(chosen)
+    intervals = metrics.intervals(
+        probabilities,
+        test.labels,
+        class_counts=train.counts,
+        thresholds=threshold,
+        ranking=decision(logits, "published").numpy(),
+    )
     linear = metrics.figures(linear_classifier(train, test), test.labels, train.counts)
     constant = metrics.constant_predictor(train.labels, test.labels)
     measured: dict[str, Any] = (
@@ -72,7 +80,7 @@ def evaluate(run: Run) -> None:
         | {f"linear_{key}": value for key, value in linear.items()}
         | {f"constant_{key}": value for key, value in constant.items()}
         | {"decisions": by_decision(decision, logits, test)}
-        | {"intervals": _intervals(decision, logits, probabilities, threshold, train, test)}
+        | {"intervals": intervals}
     )
     if isinstance(network, BilateralSupernet):
         measured["mixing_ratio"] = mixing_sweep(network, test, normalise, device)
@@ -87,15 +95,20 @@ def trained_network(run: Run, data: Dataset) -> nn.Module:
     return network
 
 
-def calibrate(run: Run, network: nn.Module, splits: Splits) -> Decision:
-    """Make the run's decision, fitted on the validation images."""
+def calibrate(
+    config: Finetune,
+    network: nn.Module,
+    splits: Splits,
+    normalise: Normalise,
+    device: torch.device,
+) -> Decision:
+    """Make the decision of a network that was trained by `config`, fitted on validation images."""
     train, val = splits.train, splits.val
-    decision = decision_of(run.finetune, train.counts, len(train), train.multi_label)
-    device, normalise = choose_device(run.device), Normalise.of(train.images)
+    decision = decision_of(config, train.counts, len(train), train.multi_label)
     return decision.fitted(logits_of(network, val, normalise, device), val.labels)
 
 
-def by_decision(decision: Decision, logits: Any, data: Dataset) -> dict[str, dict[str, float]]:
+def by_decision(decision: Decision, logits: Tensor, data: Dataset) -> dict[str, dict[str, float]]:
     """Measure each decision by the figures that depend on it.
 
     Args:
@@ -110,30 +123,13 @@ def by_decision(decision: Decision, logits: Any, data: Dataset) -> dict[str, dic
     return figures
 
 
-def areas(decision: Decision, logits: Any, data: Dataset) -> dict[str, float]:
+def areas(decision: Decision, logits: Tensor, data: Dataset) -> dict[str, float]:
     """Measure the areas under the curves: once, of the published probabilities.
 
     A prior changes them only where there are several classes, and there by little.
     """
     published = metrics.figures(decision(logits, "published").numpy(), data.labels)
     return {k: published[k] for k in ("macro_auc", "macro_average_precision") if k in published}
-
-
-def _intervals(
-    decision: Decision,
-    logits: Any,
-    probabilities: np.ndarray,
-    threshold: np.ndarray | float,
-    train: Dataset,
-    test: Dataset,
-) -> dict[str, tuple[float, float]]:
-    """Bootstrap the 95 % intervals of the headline figures over the test images."""
-    published = decision(logits, "published").numpy()
-    decided = metrics.intervals(
-        probabilities, test.labels, class_counts=train.counts, thresholds=threshold
-    )
-    ranked = metrics.intervals(published, test.labels)
-    return decided | {key: ranked[key] for key in ("macro_auc",) if key in ranked}
 
 
 def _write_per_class(

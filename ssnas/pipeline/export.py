@@ -14,10 +14,10 @@ from ssnas.config.schema import Run
 from ssnas.data.types import Splits
 from ssnas.data.views import Normalise
 from ssnas.model import Description, Model
-from ssnas.networks.genotype import Genotype
 from ssnas.pipeline.artifacts import Places, read_splits, write_json
 from ssnas.pipeline.evaluate import calibrate, trained_network
-from ssnas.runtime.device import machine
+from ssnas.pipeline.network import genotype_of
+from ssnas.runtime.device import choose_device, machine
 
 REPEATS = 20
 BATCHES = (1, 64)
@@ -70,23 +70,20 @@ def model_of(run: Run, splits: Splits, device: str | None = None) -> Model:
     Raises:
         InputError: if the weights are missing, or made with other parameters or data.
     """
-    places, train = Places.of(run), splits.train
+    train, normalise = splits.train, Normalise.of(splits.train.images)
     network = trained_network(run, train)
-    decision = calibrate(run, network, splits)
+    decision = calibrate(run.finetune, network, splits, normalise, choose_device(run.device))
     height, width, channels = train.images.shape[1:]
-    genotype = None
-    if run.finetune.network == "derived":
-        genotype = Genotype.read(places.metrics("searches", "genotype.json"))
     description = Description(
         class_names=train.class_names,
         multi_label=train.multi_label,
         image_shape=(height, width, channels),
-        normalise=Normalise.of(train.images),
+        normalise=normalise,
         counts=tuple(train.counts),
         num_images=len(train),
         finetune=run.finetune,
         search=run.search,
-        genotype=genotype,
+        genotype=genotype_of(run),
         temperature=decision.temperature,
         thresholds=decision.thresholds,
         decide=run.decide if decision.seen else "published",

@@ -17,6 +17,7 @@ import numpy as np
 
 from ssnas.config.load import load_options
 from ssnas.config.schema import Run
+from ssnas.data.listing import visible_files
 from ssnas.data.npz import labelled_arrays
 from ssnas.errors import InputError
 from ssnas.model import Model
@@ -133,12 +134,9 @@ def run_of(
 def _images_identity(run: Run) -> dict[str, Any]:
     """What the splits depend on: the settings, and the files by name, size and time."""
     dataset = Path(run.data.dataset)
-    files = sorted(dataset.rglob("*")) if dataset.is_dir() else [dataset]
-    seen = [
-        (path.as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in files
-        if path.is_file()
-    ]
+    files = [dataset] if dataset.is_file() else visible_files(dataset)[0]
+    stats = {path.as_posix(): path.stat() for path in files}
+    seen = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
     return {"data": dataclasses.asdict(run.data), "seed": run.seeds["datasets"], "files": seen}
 
 

@@ -1,6 +1,5 @@
 """Read the source, hold out test and validation images, and make the rest long-tailed."""
 
-from pathlib import Path
 from typing import Any
 
 from ssnas.config.decide import named_prior
@@ -9,9 +8,7 @@ from ssnas.data.sources import load
 from ssnas.data.splits import split
 from ssnas.data.splits import write as write_splits
 from ssnas.data.types import Splits
-from ssnas.pipeline.artifacts import Places, write_csv, write_json
-
-RAW = Path("data/raw")
+from ssnas.pipeline.artifacts import RAW, Places, write_csv, write_json
 
 
 def make_longtail(run: Run) -> None:

@@ -15,13 +15,21 @@ def network_of(run: Run, data: Dataset) -> nn.Module:
     Raises:
         InputError: if the genotype is missing, or the search has no such network.
     """
-    genotype = None
-    if run.finetune.network == "derived":
-        genotype = Genotype.read(Places.of(run).metrics("searches", "genotype.json"))
     height, width, channels = data.images.shape[1:]
     return build_network(
-        run.finetune, run.search, genotype, data.num_classes, (height, width, channels)
+        run.finetune, run.search, genotype_of(run), data.num_classes, (height, width, channels)
     )
+
+
+def genotype_of(run: Run) -> Genotype | None:
+    """Read the genotype of the run's network; None for a network that has none.
+
+    Raises:
+        InputError: if it is missing.
+    """
+    if run.finetune.network != "derived":
+        return None
+    return Genotype.read(Places.of(run).metrics("searches", "genotype.json"))
 
 
 def searched_weights(run: Run) -> dict[str, Tensor] | None:

@@ -18,24 +18,22 @@ from ssnas.data.sources import load
 from ssnas.data.splits import folds_of
 from ssnas.data.types import Dataset, Splits
 from ssnas.data.views import Normalise
-from ssnas.decision import decision_of
 from ssnas.finetune import fit, logits_of
 from ssnas.networks.derived import inherit, multiply_adds, parameter_count
 from ssnas.pipeline.artifacts import (
+    RAW,
     Places,
     finetune_description,
     load_weights,
     search_description,
     write_json,
 )
-from ssnas.pipeline.evaluate import areas, by_decision
+from ssnas.pipeline.evaluate import areas, by_decision, calibrate
 from ssnas.pipeline.network import network_of
 from ssnas.runtime.device import choose_device, machine, seed_everything
 from ssnas.runtime.source import closure
 from ssnas.training.checkpoint import Checkpoint
 from ssnas.training.images import TrainingData
-
-RAW = Path("data/raw")
 
 
 def transfer(run: Run) -> None:
@@ -180,9 +178,8 @@ def train_and_test(
     network = build()
     data = TrainingData.of(fold)
     result = fit(network, data, config, seed, device, name, checkpoint)
-    train, val, test = fold.train, fold.val, fold.test
-    decision = decision_of(config, train.counts, len(train), train.multi_label)
-    decision = decision.fitted(logits_of(network, val, data.normalise, device), val.labels)
+    train, test = fold.train, fold.test
+    decision = calibrate(config, network, fold, data.normalise, device)
     logits = logits_of(network, test, data.normalise, device)
     chosen = named_prior(decide, train.class_names, train.multi_label)
     probabilities = decision(logits, chosen).numpy()

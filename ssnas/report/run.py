@@ -191,7 +191,7 @@ class Run:
     def decide(self) -> str:
         """The decision that the figures are of."""
         decide = self.figures.get("decide", "published")
-        return decide if isinstance(decide, str) else "the given class frequencies"
+        return decide if isinstance(decide, str) else "the class frequencies of the place of use"
 
     def decision_rows(self) -> list[tuple[str, ...]]:
         """List each decision with the figures that depend on it; see `decision_head`."""

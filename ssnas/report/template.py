@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 
 def template(name: str, autoescape: bool, **filters: Callable[..., str]) -> Template:
-    """Load a file of templates/; one that reads a name that it is not given fails."""
+    """Load a file of templates/; one that reads an undefined name fails."""
     environment = Environment(
         loader=PackageLoader("ssnas.report"),
         autoescape=autoescape,

@@ -109,8 +109,9 @@ class Trainer:
         if self.batches is None:
             self.batches, self.done, self._totals = self.draw_epoch(), 0, {}
         batches = self.batches
-        bar.total = self.epochs * len(batches)
-        bar.n = bar.initial = self.epoch * len(batches) + self.done if not bar.n else bar.n
+        if bar.total is None:
+            bar.total = self.epochs * len(batches)
+            bar.n = bar.initial = self.epoch * len(batches) + self.done
         pending: list[dict[str, Tensor]] = []
         while self.done < len(batches):
             pending.append(self.step(batches, self.epoch, self.done))

@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
@@ -120,6 +121,24 @@ def test_fit_goes_on_and_does_nothing_twice(npz, tmp_path, monkeypatch, caplog):
     np.savez(npz, train_images=images, train_labels=labels)
     ssnas.fit(npz, out=out, **SHORT)
     assert "done before" not in caplog.text
+
+
+def test_an_image_behind_a_link_is_noticed(tmp_path, caplog):
+    images, labels = drawn(classes=2, each=20)
+    elsewhere = tmp_path / "elsewhere"
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = elsewhere if label else tmp_path / "photos" / "dark"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(folder / f"{i}.png")
+    (tmp_path / "photos" / "light").mkdir()
+    (tmp_path / "photos" / "light" / "linked").symlink_to(elsewhere, target_is_directory=True)
+    ssnas.fit(tmp_path / "photos", out=tmp_path / "mine", **SHORT)
+    Image.new("L", (8, 8), 200).save(elsewhere / "new.png")
+    caplog.set_level("INFO")
+    ssnas.fit(tmp_path / "photos", out=tmp_path / "mine", **SHORT)
+    assert "make_longtail: done before" not in caplog.text
+    ssnas.fit(tmp_path / "photos", out=tmp_path / "mine", **SHORT)
+    assert "make_longtail: done before" in caplog.text
 
 
 def test_fit_takes_arrays_and_leaves_nothing(tmp_path, monkeypatch):
