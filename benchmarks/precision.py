@@ -23,7 +23,8 @@ from benchmarks.systems import System, computing
 from ssnas.config.load import load_main
 from ssnas.config.schema import Run
 from ssnas.data.views import Normalise
-from ssnas.pipeline.artifacts import read_splits, write_json
+from ssnas.pipeline.artifacts import write_json
+from ssnas.pipeline.readers import read_splits
 from ssnas.report.style import ACCENT, DARK, integer_ticks, save, styled
 from ssnas.runtime.device import choose_device
 from ssnas.search import search

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ import numpy as np
 import safetensors
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import ssnas
@@ -42,8 +43,11 @@ from ssnas.runtime.files import written_whole
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 1
-"""The newest format of the file that this version reads, and the one that it writes."""
+FORMAT = 2
+"""The newest format of the file that this version reads, and the one that it writes.
+
+Format 1 had no checksum.
+"""
 
 ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
 """A file, a uint8 array (H, W), (H, W, 1) or (H, W, 3), or an image of Pillow's."""
@@ -192,12 +196,15 @@ class Model:
         path = Path(path)
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                text = (file.metadata() or {}).get("ssnas", "")
+                metadata = file.metadata() or {}
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except FileNotFoundError:
             raise InputError(f"{path}: not found; accepted: a model.ssnas") from None
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise InputError(f"{path}: damaged or no model ({error})") from None
+        text = metadata.get("ssnas", "")
+        if metadata.get("sha256", _checksum(weights, text)) != _checksum(weights, text):
+            raise InputError(f"{path}: damaged (its checksum differs); fetch or make it anew")
         try:
             description = Description.from_json(text)
             network = description.network()
@@ -212,8 +219,10 @@ class Model:
         """Write the model to one file, whole or not at all."""
         state = self.network.state_dict()
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        text = self.description.to_json()
+        content = save(weights, {"ssnas": text, "sha256": _checksum(weights, text)})
         with written_whole(Path(path)) as partial_path:
-            save_file(weights, partial_path, {"ssnas": self.description.to_json()})
+            partial_path.write_bytes(content)
 
     def predict(
         self,
@@ -373,6 +382,10 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> Model:
         InputError: naming the file, if it is missing, damaged, of a newer format, or no model.
     """
     return Model.load(path, device)
+
+
+def _checksum(weights: Mapping[str, Tensor], description: str) -> str:
+    return hashlib.sha256(save(dict(weights)) + description.encode()).hexdigest()
 
 
 def _items(

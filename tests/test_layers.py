@@ -27,6 +27,7 @@ ALLOWED = {
         "config",
         "data",
         "decision",
+        "engine",
         "finetune",
         "metrics",
         "model",

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -171,12 +172,19 @@ def changed(path, **fields):
     save_file(load_file(path), path, {"ssnas": json.dumps(document | fields)})
 
 
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (lambda path: path.unlink(), ["not found"]),
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), ["damaged"]),
         (lambda path: path.write_bytes(b"a picture"), ["damaged or no model"]),
+        (lambda path: flip_a_bit(path), ["damaged", "checksum"]),
         (lambda path: save_file({"w": torch.ones(1)}, path), ["no description"]),
         (lambda path: changed(path, format=FORMAT + 1), [f"format {FORMAT + 1}", "--upgrade"]),
         (lambda path: changed(path, counts=None), ["damaged description"]),
@@ -203,8 +211,8 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, model, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ssnas.model.save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"model\.ssnas: cannot be written \(No space"):
         model.save(path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["model.ssnas"]

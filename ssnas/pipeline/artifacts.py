@@ -1,10 +1,9 @@
-"""Files that stages leave for one another: weights that carry their configuration, and text."""
+"""The places of a run's files, and how weights, figures and text are written."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping
@@ -12,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ssnas.config.schema import Run
-from ssnas.data.splits import read
-from ssnas.data.types import Splits
 from ssnas.errors import InputError
 from ssnas.runtime.files import written_whole
 
@@ -82,103 +79,34 @@ class Places:
         return self.root.joinpath(top, *parts)
 
 
-def search_description(run: Run) -> dict[str, Any]:
-    """Describe what the searched weights depend on.
-
-    The supernet's file carries it, and its readers compare.
-    """
-    return {
-        "seed": run.seeds["searches"],
-        "search": dataclasses.asdict(run.search),
-        "views": dataclasses.asdict(run.views),
-        "data": digest(Places.of(run).splits),
-    }
-
-
-def finetune_description(run: Run) -> dict[str, Any]:
-    """Describe what the fine-tuned weights depend on.
-
-    The network's file carries it, and its readers compare.
-    """
-    places = Places.of(run)
-    description = {
-        "seed": run.seeds["rows"],
-        "finetune": dataclasses.asdict(run.finetune),
-        "data": digest(places.splits),
-    }
-    if "searches" in run.folders:
-        description["genotype"] = digest(places.metrics("searches", "genotype.json"))
-        description["supernet"] = digest(places.supernet)
-    return description
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        InputError: if the file is missing.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     path = Path(folder, "empty")
-        ...     _ = path.write_bytes(b"")
-        ...     digest(path)[:12]
-        'e3b0c44298fc'
-    """
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: not found; `dvc repro` makes it") from error
-
-
-def read_splits(run: Run) -> Splits:
-    """Read the run's training, validation and test images.
-
-    Raises:
-        InputError: if their file is missing or damaged.
-    """
-    return read(Places.of(run).splits)
-
-
-def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write a safetensors file that carries how its weights came about."""
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with written_whole(path) as partial:
-        save_file(tensors, partial, {"description": json.dumps(description, sort_keys=True)})
+        partial.write_bytes(save(tensors))
 
 
-def load_weights(path: Path, expected: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Load the weights in a file, if they came about as `expected` says.
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Load the weights in a file.
 
     Raises:
-        InputError: if the file is missing, damaged, or was made with other parameters or data.
+        InputError: if the file is missing or damaged.
 
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> import torch
         >>> with TemporaryDirectory() as folder:
         ...     path = Path(folder, "w.safetensors")
-        ...     save_weights(path, {"w": torch.ones(2)}, {"seed": 0})
-        ...     load_weights(path, {"seed": 0})["w"]
+        ...     save_weights(path, {"w": torch.ones(2)})
+        ...     load_weights(path)["w"]
         tensor([1., 1.])
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            carried = json.loads((file.metadata() or {}).get("description", "{}"))
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return load_file(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: not found; `dvc repro` makes it") from error
-    except (safetensors.SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); delete it and run `dvc repro`") from error
-    wanted = json.loads(json.dumps(expected))
-    different = [key for key in sorted({*wanted, *carried}) if wanted.get(key) != carried.get(key)]
-    if different:
-        raise InputError(
-            f"{path}: made with another {', '.join(different)} than the parameters now say; run "
-            "`dvc repro`, or `dvc checkout` to bring back the matching file"
-        )
-    return weights
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

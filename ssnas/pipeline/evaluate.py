@@ -20,13 +20,11 @@ from ssnas.networks.baselines.linear import linear_classifier
 from ssnas.networks.bilateral import BilateralSupernet
 from ssnas.pipeline.artifacts import (
     Places,
-    finetune_description,
-    load_weights,
-    read_splits,
     write_csv,
     write_json,
 )
-from ssnas.pipeline.network import network_of
+from ssnas.pipeline.lineage import made_from, record
+from ssnas.pipeline.readers import finetuned_weights, network_of, read_splits
 from ssnas.runtime.device import choose_device
 
 DECIDED = (
@@ -52,7 +50,7 @@ def evaluate(run: Run) -> None:
         InputError: if there are no test images, or for a decision that the network cannot make.
     """
     places, device = Places.of(run), choose_device(run.device)
-    splits = read_splits(run)
+    splits, about = read_splits(run), made_from(run, "figures")
     train, test = splits.train, splits.test
     if not len(test):
         raise InputError("data.test_fraction: found 0, so there are no test images to evaluate on")
@@ -85,13 +83,14 @@ def evaluate(run: Run) -> None:
     if isinstance(network, BilateralSupernet):
         measured["mixing_ratio"] = mixing_sweep(network, test, normalise, device)
     write_json(places.metrics("rows", "evaluate.json"), measured)
+    record(run, "figures", about)
     _write_per_class(places, train, test, probabilities, threshold)
 
 
 def trained_network(run: Run, data: Dataset) -> nn.Module:
     """Build the run's network with its fine-tuned weights."""
     network = network_of(run, data)
-    network.load_state_dict(load_weights(Places.of(run).network, finetune_description(run)))
+    network.load_state_dict(finetuned_weights(run))
     return network
 
 

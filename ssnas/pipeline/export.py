@@ -14,9 +14,10 @@ from ssnas.config.schema import Run
 from ssnas.data.types import Splits
 from ssnas.data.views import Normalise
 from ssnas.model import Description, Model
-from ssnas.pipeline.artifacts import Places, read_splits, write_json
+from ssnas.pipeline.artifacts import Places, write_json
 from ssnas.pipeline.evaluate import calibrate, trained_network
-from ssnas.pipeline.network import genotype_of
+from ssnas.pipeline.lineage import verified
+from ssnas.pipeline.readers import genotype_of, read_splits
 from ssnas.runtime.device import choose_device, machine
 
 REPEATS = 20
@@ -94,10 +95,9 @@ def model_of(run: Run, splits: Splits, device: str | None = None) -> Model:
 
 def _provenance(run: Run, splits: Splits) -> dict[str, Any]:
     known = {key: splits.provenance.get(key) for key in PROVENANCE}
-    figures = Places.of(run).metrics("rows", "evaluate.json")
     headline = {}
-    if figures.exists():
-        measured = json.loads(figures.read_text(encoding="utf-8"))
+    if len(splits.test):
+        measured = json.loads(verified(run, "figures").read_text(encoding="utf-8"))
         headline = {
             key: {"value": measured[key], "interval": measured["intervals"].get(key)}
             for key in ("balanced_accuracy", "macro_auc")

@@ -12,16 +12,14 @@ from ssnas.networks.derived import DerivedNetwork, multiply_adds, parameter_coun
 from ssnas.networks.factory import start_from_search
 from ssnas.pipeline.artifacts import (
     Places,
-    finetune_description,
-    read_splits,
     save_weights,
     write_csv,
     write_json,
 )
-from ssnas.pipeline.network import network_of, searched_weights
+from ssnas.pipeline.lineage import identity, record
+from ssnas.pipeline.readers import network_of, read_splits, searched_weights
 from ssnas.runtime.device import choose_device, machine, peak_memory_mb, seed_everything
 from ssnas.runtime.distributed import process_group, rank
-from ssnas.runtime.source import closure
 from ssnas.training.checkpoint import Checkpoint
 from ssnas.training.images import TrainingData
 
@@ -34,16 +32,15 @@ def finetune(run: Run) -> None:
     seed_everything(seed)
     network, weights = network_of(run, splits.train), searched_weights(run)
     inherited = weights is not None and start_from_search(network, config, weights)
-    description = finetune_description(run)
-    identity = {"parameters": description, "code": closure("ssnas.pipeline.finetune")}
+    about = identity(run, "network", device)
     folder = places.checkpoint("rows", "finetune")
     before = places.checkpoint("rows", "pretrain")
     with contextlib.ExitStack() as opened:
         opened.enter_context(process_group(device))
-        checkpoint = opened.enter_context(Checkpoint(folder / str(rank()), identity))
+        checkpoint = opened.enter_context(Checkpoint(folder / str(rank()), about))
         checkpoints, seconds = [checkpoint], 0.0
         if config.pretrain_epochs:
-            pretrained = opened.enter_context(Checkpoint(before / str(rank()), identity))
+            pretrained = opened.enter_context(Checkpoint(before / str(rank()), about))
             checkpoints.append(pretrained)
             assert isinstance(network, DerivedNetwork)
             seconds = pretrain(
@@ -52,7 +49,8 @@ def finetune(run: Run) -> None:
         result = fit(network, data, config, seed, device, checkpoint=checkpoint)
         result = dataclasses.replace(result, seconds=result.seconds + seconds)
         if rank() == 0:
-            save_weights(places.network, network.state_dict(), description)
+            save_weights(places.network, network.state_dict())
+            record(run, "network", about)
             _write(run, result, inherited, network, data, device)
         for done in checkpoints:
             done.finish()

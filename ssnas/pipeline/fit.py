@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -17,24 +14,17 @@ import numpy as np
 
 from ssnas.config.load import load_options
 from ssnas.config.schema import Run
-from ssnas.data.listing import visible_files
 from ssnas.data.npz import labelled_arrays
 from ssnas.errors import InputError
 from ssnas.model import Model
-from ssnas.pipeline.artifacts import (
-    Places,
-    finetune_description,
-    read_splits,
-    search_description,
-    write_json,
-)
 from ssnas.pipeline.derive_genotype import derive_genotype
 from ssnas.pipeline.evaluate import evaluate
 from ssnas.pipeline.export import model_of
 from ssnas.pipeline.finetune import finetune
+from ssnas.pipeline.lineage import ARTIFACTS, up_to_date
 from ssnas.pipeline.make_longtail import make_longtail
+from ssnas.pipeline.readers import read_splits
 from ssnas.pipeline.search import run_search
-from ssnas.runtime.source import closure
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +80,10 @@ def fit(
     with contextlib.ExitStack() as opened:
         root = Path(opened.enter_context(TemporaryDirectory()) if out is None else out)
         run = run_of(data, root, params, options)
-        finished = _Finished(root / ".checkpoints" / "finished.json")
-        places = Places.of(run)
-        finished.once(make_longtail, run, _images_identity(run), places.splits)
-        finished.once(run_search, run, search_description(run), places.supernet)
-        derive_genotype(run)
-        finished.once(finetune, run, finetune_description(run), places.network)
+        _once(make_longtail, run, "splits")
+        _once(run_search, run, "supernet")
+        _once(derive_genotype, run, "genotype")
+        _once(finetune, run, "network")
         splits = read_splits(run)
         if len(splits.test):
             evaluate(run)
@@ -131,35 +119,9 @@ def run_of(
     return load_options(chosen, None if params is None else Path(params), root)
 
 
-def _images_identity(run: Run) -> dict[str, Any]:
-    """What the splits depend on: the settings, and the files by name, size and time."""
-    dataset = Path(run.data.dataset)
-    files = [dataset] if dataset.is_file() else visible_files(dataset)[0]
-    stats = {path.as_posix(): path.stat() for path in files}
-    seen = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
-    return {"data": dataclasses.asdict(run.data), "seed": run.seeds["datasets"], "files": seen}
-
-
-class _Finished:
-    """The stages that are done in a folder, each with a digest of what it was done from."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def once(self, stage: Callable[[Run], None], run: Run, identity: Any, output: Path) -> None:
-        """Run a stage, unless it was done before from the same things by the same code."""
-        name = stage.__module__.rpartition(".")[2]
-        text = json.dumps([identity, closure(stage.__module__)], sort_keys=True)
-        digest, done = hashlib.sha256(text.encode()).hexdigest(), self._read()
-        if done.get(name) == digest and output.exists():
-            log.info("%s: done before, nothing has changed", name)
-            return
+def _once(stage: Callable[[Run], None], run: Run, artifact: str) -> None:
+    """Run a stage, unless its artifact is there, made from the same things by the same code."""
+    if up_to_date(run, artifact):
+        log.info("%s: done before, nothing has changed", ARTIFACTS[artifact].stage)
+    else:
         stage(run)
-        write_json(self.path, {**done, name: digest})
-
-    def _read(self) -> dict[str, str]:
-        try:
-            done = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return done if isinstance(done, dict) else {}

@@ -9,6 +9,7 @@ from ssnas.data.splits import split
 from ssnas.data.splits import write as write_splits
 from ssnas.data.types import Splits
 from ssnas.pipeline.artifacts import RAW, Places, write_csv, write_json
+from ssnas.pipeline.lineage import made_from, record
 
 
 def make_longtail(run: Run) -> None:
@@ -28,7 +29,9 @@ def make_longtail(run: Run) -> None:
         seed=run.seeds["datasets"],
         max_images=data.max_images,
     )
+    about = made_from(run, "splits")
     write_splits(splits, places.splits)
+    record(run, "splits", about)
     write_json(places.metrics("datasets", "data.json"), splits.provenance)
     write_csv(places.metrics("datasets", "class_counts.csv"), _class_counts(splits))
 

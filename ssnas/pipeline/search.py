@@ -9,15 +9,14 @@ from ssnas.data.types import Splits
 from ssnas.data.views import Normalise
 from ssnas.pipeline.artifacts import (
     Places,
-    read_splits,
     save_weights,
-    search_description,
     write_csv,
     write_json,
 )
+from ssnas.pipeline.lineage import identity, record
+from ssnas.pipeline.readers import read_splits
 from ssnas.runtime.device import choose_device, machine, peak_memory_mb
 from ssnas.runtime.distributed import process_group, rank
-from ssnas.runtime.source import closure
 from ssnas.search import SearchResult, search
 from ssnas.training.checkpoint import Checkpoint
 from ssnas.training.images import TrainingImages
@@ -35,10 +34,9 @@ def run_search(run: Run) -> None:
             for data in (splits.train, splits.val)
         )
         monitor = knn_monitor(*labelled)
-    description = search_description(run)
-    identity = {"parameters": description, "code": closure("ssnas.pipeline.search")}
+    about = identity(run, "supernet", device)
     folder = places.checkpoint("searches", "search")
-    with process_group(device), Checkpoint(folder / str(rank()), identity) as checkpoint:
+    with process_group(device), Checkpoint(folder / str(rank()), about) as checkpoint:
         result = search(
             images,
             run.search,
@@ -48,7 +46,8 @@ def run_search(run: Run) -> None:
             checkpoint=checkpoint,
         )
         if rank() == 0:
-            save_weights(places.supernet, result.supernet.state_dict(), description)
+            save_weights(places.supernet, result.supernet.state_dict())
+            record(run, "supernet", about)
             _write(result, places, device)
         checkpoint.finish()
 

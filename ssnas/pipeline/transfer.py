@@ -23,13 +23,11 @@ from ssnas.networks.derived import inherit, multiply_adds, parameter_count
 from ssnas.pipeline.artifacts import (
     RAW,
     Places,
-    finetune_description,
-    load_weights,
-    search_description,
     write_json,
 )
 from ssnas.pipeline.evaluate import areas, by_decision, calibrate
-from ssnas.pipeline.network import network_of
+from ssnas.pipeline.lineage import computed_by, made_from
+from ssnas.pipeline.readers import finetuned_weights, network_of, searched_weights
 from ssnas.runtime.device import choose_device, machine, seed_everything
 from ssnas.runtime.source import closure
 from ssnas.training.checkpoint import Checkpoint
@@ -49,9 +47,10 @@ def transfer(run: Run) -> None:
     seed = run.seeds["transfers"]
     weights = _weights(run)
     folds = folds_of(source, target.folds, target.val_fraction, seed)
-    before = finetune_description(run) if "rows" in run.folders else {}
+    before = made_from(run, "network") if "rows" in run.folders else {}
     trained_by = dataclasses.replace(run.finetune, loss=target.loss, epochs=target.epochs)
     run = dataclasses.replace(run, finetune=trained_by)
+    device = choose_device(run.device)
     identity = {
         "parameters": {
             "seed": seed,
@@ -61,8 +60,8 @@ def transfer(run: Run) -> None:
         },
         "data": source.provenance["sha256"],
         "code": closure("ssnas.pipeline.transfer"),
+        "computed_by": computed_by(device),
     }
-    device = choose_device(run.device)
     trained = [
         _one(run, fold, number, weights, identity, device) for number, fold in enumerate(folds)
     ]
@@ -99,11 +98,10 @@ def transfer(run: Run) -> None:
 
 
 def _weights(run: Run) -> dict[str, Tensor] | None:
-    places = Places.of(run)
     if run.transfer.weights == "search":
-        return load_weights(places.supernet, search_description(run))
+        return searched_weights(run)
     if run.transfer.weights == "finetune":
-        return load_weights(places.network, finetune_description(run))
+        return finetuned_weights(run)
     return None
 
 

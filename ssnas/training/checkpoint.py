@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
-import re
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from ssnas.errors import InputError
+from ssnas.runtime.identity import differences
 
 log = logging.getLogger(__name__)
 
@@ -53,15 +53,19 @@ class Checkpoint:
         return self.folder / FILE
 
     def __enter__(self) -> Checkpoint:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / "lock").open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / "lock").open("w")
         except OSError as error:
+            raise InputError(
+                f"{self.folder}: no place for checkpoints ({error.strerror}); make room, or the "
+                "folder writable"
+            ) from error
+        if not _locked(self._lock):
             self._lock.close()
             raise InputError(
                 f"{self.folder}: another process is at this work; wait for it, or end it"
-            ) from error
+            )
         for leftover in self.folder.glob("*.partial"):
             leftover.unlink()
         return self
@@ -100,15 +104,16 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
+            _check_content(self.path)
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             identity, state = content["identity"], content["state"]
         except Exception:
             # A damaged file fails in as many ways as it can be damaged.
             self._set_aside("cannot be read; it is truncated or damaged")
             return None
-        differences = _differences(identity, self.identity)
-        if differences:
-            self._set_aside(f"belongs to other work ({'; '.join(differences)})")
+        different = differences(identity, self.identity)
+        if different:
+            self._set_aside(f"belongs to other work ({'; '.join(different)})")
             return None
         return state
 
@@ -122,20 +127,29 @@ class Checkpoint:
         log.warning("checkpoint %s %s: set aside as %s; starting anew", self.path, reason, aside)
 
 
-def _differences(saved: Any, current: Any, where: str = "") -> list[str]:
-    """Name what differs between two identities, a line each."""
-    if isinstance(saved, dict) and isinstance(current, dict):
-        lines = []
-        for key in sorted({*saved, *current}):
-            place = f"{where}.{key}".lstrip(".")
-            lines += _differences(saved.get(key), current.get(key), place)
-        return lines
-    if saved == current:
-        return []
-    if _is_digest(saved) or _is_digest(current):
-        return [f"other {where}"]
-    return [f"{where}: {saved} there, {current} here"]
+def _locked(file: IO[str]) -> bool:
+    """Lock an open file for this process; False if another one has it.
+
+    Windows has no such locks; there, two processes at the same work disturb each other.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
-def _is_digest(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+def _check_content(path: Path) -> None:
+    """Compare the checksums in a file of `torch.save`, a zip, with its content; PyTorch does not.
+
+    Raises:
+        BadZipFile: if one differs.
+    """
+    with zipfile.ZipFile(path) as file:
+        damaged = file.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(damaged)

@@ -13,12 +13,12 @@ from ssnas.data import load
 from ssnas.errors import InputError
 from ssnas.networks.baselines import NormalisedLinear
 from ssnas.networks.genotype import Genotype
-from ssnas.pipeline.artifacts import Places, read_splits
+from ssnas.pipeline.artifacts import Places
 from ssnas.pipeline.derive_genotype import derive_genotype
 from ssnas.pipeline.evaluate import evaluate
 from ssnas.pipeline.finetune import finetune
 from ssnas.pipeline.make_longtail import make_longtail
-from ssnas.pipeline.network import network_of
+from ssnas.pipeline.readers import network_of, read_splits
 from ssnas.pipeline.search import run_search
 from ssnas.pipeline.transfer import transfer
 

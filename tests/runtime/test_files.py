@@ -2,13 +2,15 @@
 
 import pytest
 
+from ssnas.errors import InputError
 from ssnas.runtime.files import written_whole
 
 
 def test_a_failed_writing_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "text"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk"), written_whole(path) as partial:
+    refused = pytest.raises(InputError, match=r"text: cannot be written \(disk\)")
+    with refused, written_whole(path) as partial:
         partial.write_text("ne")
         raise OSError("disk")
     assert path.read_text() == "old"

@@ -145,10 +145,21 @@ def test_an_unreadable_checkpoint_is_set_aside(tmp_path, caplog, damage):
 def test_a_flipped_byte_never_gives_another_state(tmp_path, place):
     path = saved(tmp_path)
     path.write_bytes(flipped(place)(path.read_bytes()))
-    found = loaded(tmp_path)
-    if found is not None:
-        assert found["weights"].equal(STATE["weights"])
-        assert found["rows"] == STATE["rows"]
+    read = loaded(tmp_path)
+    if read is not None:
+        assert read["weights"].equal(STATE["weights"])
+        assert read["rows"] == STATE["rows"]
+
+
+def test_a_flipped_bit_of_the_weights_is_noticed(tmp_path, caplog):
+    path = saved(tmp_path)
+    content = bytearray(path.read_bytes())
+    place = content.find(STATE["weights"].numpy().tobytes())
+    assert place > 0
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert loaded(tmp_path) is None
+    assert "damaged" in caplog.text
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"state": {}}, 3])
