@@ -31,6 +31,7 @@ from ssnas.networks.supernet import Supernet
 from ssnas.runtime.cuda_graph import GraphedStep
 from ssnas.runtime.device import autocast
 from ssnas.runtime.distributed import active, agreed
+from ssnas.runtime.mapped import release
 from ssnas.training.batches import BatchStream
 from ssnas.training.checkpoint import Checkpoint
 from ssnas.training.images import TrainingData, TrainingImages
@@ -352,6 +353,7 @@ def _logits(
     for images in torch.from_numpy(data.images).split(EVALUATION_BATCH):
         with autocast(device):
             batches.append(forward(normalise(images.to(device))).float().cpu())
+        release(data.images)
     return torch.cat(batches)
 
 

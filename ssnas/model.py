@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import ssnas
 from ssnas.config.decide import Prior, named_prior
 from ssnas.config.schema import Finetune, Search, build
-from ssnas.data.folders import THREADS, as_image, decode, pixels
+from ssnas.data.folders import DEEPEST, THREADS, as_image, decode, pixels
 from ssnas.data.views import Normalise
 from ssnas.decision import Decision, decision_of
 from ssnas.errors import InputError
@@ -79,6 +79,7 @@ class Description:
         temperature: of the decision.
         thresholds: of the decision `f1`, one a label; empty for single labels.
         decide: the decision of predictions, unless they ask for another one.
+        white_level: the value that is white in image files of more than 8 bits.
         provenance: the origin of data and training, for people to read.
         versions: of the software that made it.
     """
@@ -95,6 +96,7 @@ class Description:
     temperature: float = 1.0
     thresholds: tuple[float, ...] = ()
     decide: Prior = "balanced"
+    white_level: int = DEEPEST
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=_versions)
 
@@ -365,7 +367,8 @@ class Model:
 
     def _read(self, items: np.ndarray | Sequence[ImageLike], batch: int) -> Iterator[np.ndarray]:
         """Yield the images, uint8 (B, H, W, C), batch by batch."""
-        read = partial(_read_one, shape=self.description.image_shape)
+        about = self.description
+        read = partial(_read_one, shape=about.image_shape, white=about.white_level)
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(items), batch):
                 yield np.stack(list(pool.map(read, items[start : start + batch])))
@@ -398,14 +401,14 @@ def _items(
     return images  # type: ignore[return-value]
 
 
-def _read_one(item: ImageLike, shape: tuple[int, int, int]) -> np.ndarray:
+def _read_one(item: ImageLike, shape: tuple[int, int, int], white: int) -> np.ndarray:
     height, width, depth = shape
     if isinstance(item, Image.Image):
-        return pixels(item, depth, (height, width))
+        return pixels(item, depth, (height, width), white)
     if not isinstance(item, str | os.PathLike):
         return pixels(as_image(np.asarray(item)), depth, (height, width))
     try:
-        return decode(Path(item).read_bytes(), depth, (height, width))
+        return decode(Path(item).read_bytes(), depth, (height, width), white)
     except OSError as error:
         raise InputError(f"{item}: {error.strerror}; accepted: image files") from None
     except InputError as error:

@@ -18,7 +18,7 @@ ALLOWED = {
     "losses": {"runtime"},
     "decision": {"config", "losses"},
     "data": {"config", "runtime"},
-    "networks": {"config", "data", "engine"},
+    "networks": {"config", "data", "engine", "runtime"},
     "training": {"config", "data", "engine", "losses", "metrics", "networks", "runtime"},
     "search": {"config", "losses", "networks", "runtime", "training"},
     "finetune": {"config", "data", "losses", "metrics", "networks", "runtime", "training"},

@@ -65,6 +65,13 @@ class Data:
     flip: bool | None = None
     """Mirror images left to right in views and crops; null: as the source says. Published: true
     (CIFAR-10)."""
+    white_level: int | None = _key(None, low=1, high=65535)
+    """Value that is white in image files of more than 8 bits, such as 4095 for 12; null: as the
+    files say, or the smallest of 8, 10, 12, 14 and 16 bits that holds them all."""
+    groups: str | None = None
+    """Images that belong together, such as those of a patient, and so go into one split: a CSV file
+    with the columns `image` and `group`, or a regular expression on file names with the group in
+    parentheses, such as `(patient\\d+)_`; null: as the source says."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +272,10 @@ class Transfer:
     """As `data.bad_images`."""
     flip: bool | None = None
     """As `data.flip`. Published: open."""
+    white_level: int | None = _key(None, low=1, high=65535)
+    """As `data.white_level`."""
+    groups: str | None = None
+    """As `data.groups`; also one fold."""
     weights: str = _key("search", choices=TRANSFER_WEIGHTS)
     """Start from the searched weights, from the fine-tuned ones, or from none. Published:
     `search`."""

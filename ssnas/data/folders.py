@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +19,7 @@ from ssnas.data.listing import EXTENSIONS, File, list_folder
 from ssnas.data.longtail import is_integer
 from ssnas.data.types import SPLITS, Dataset
 from ssnas.errors import InputError
+from ssnas.runtime.mapped import CHUNK, chunks, release, scratch
 
 CHANNELS: dict[str, int | None] = {"keep": None, "grey": 1, "rgb": 3}
 """The channels that images are converted to; None keeps the images' own."""
@@ -33,6 +37,17 @@ BAD_IMAGES: dict[str, Callable[[Path, InputError], None]] = {"error": _refuse, "
 """What to do with an unreadable image; those that are left out are recorded."""
 
 GREY_MODES = ("1", "L", "LA", "La")
+BIT_DEPTHS = (8, 10, 12, 14, 16)
+DEEPEST = 65535
+"""The value of white in images whose bits are not known to be fewer than 16."""
+
+BITS_PER_SAMPLE = 258
+"""The tag of TIFF."""
+
+EIGHT_BITS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".webp")
+"""Kinds of files that never have more."""
+
+MAX_MEGAPIXELS = "SSNAS_MAX_MEGAPIXELS"
 READ_AHEAD = 256
 THREADS = 4
 
@@ -44,11 +59,14 @@ class Options(NamedTuple):
         size: the side of the square images in pixels; None keeps their size.
         channels: a key of `CHANNELS`.
         bad_images: a key of `BAD_IMAGES`.
+        white_level: the value that is white in images of more than 8 bits; None for what the files
+            say or hold, see `white_level`.
     """
 
     size: int | None = None
     channels: str = "keep"
     bad_images: str = "error"
+    white_level: int | None = None
 
     @property
     def sides(self) -> tuple[int, int] | None:
@@ -62,12 +80,15 @@ class Folder(NamedTuple):
     Attributes:
         splits: the data sets by split, None for a val or test that is not there.
         sha256: a checksum of the names and contents of all image files.
+        white_level: the value that was taken for white in images of more than 8 bits; None where
+            all have 8.
         skipped: the unreadable images that were left out, relative to the folder.
         ignored: the files that are no images, see `ssnas.data.listing.Listing`.
     """
 
     splits: dict[str, Dataset | None]
     sha256: str
+    white_level: int | None
     skipped: list[str]
     ignored: list[str]
 
@@ -76,7 +97,7 @@ def check_options(options: Options) -> None:
     """Check the options.
 
     Raises:
-        InputError: naming `size`, `channels` or `bad_images`.
+        InputError: naming `size`, `channels`, `bad_images` or `white_level`.
     """
     if options.size is not None and not is_integer(options.size, 1):
         raise InputError(
@@ -88,6 +109,9 @@ def check_options(options: Options) -> None:
         raise InputError(
             f"bad_images: found {options.bad_images!r}; accepted: {', '.join(BAD_IMAGES)}"
         )
+    white = options.white_level
+    if white is not None and not (is_integer(white, 1) and white <= DEEPEST):
+        raise InputError(f"white_level: found {white!r}; accepted: null or 1 to {DEEPEST}")
 
 
 def convert(dataset: Dataset, options: Options) -> Dataset:
@@ -103,8 +127,12 @@ def convert(dataset: Dataset, options: Options) -> Dataset:
     target_depth = CHANNELS[options.channels] or depth
     if (height, width, depth) == (*sides, target_depth):
         return dataset
-    images = np.stack([pixels(as_image(image), target_depth, sides) for image in dataset.images])
-    return Dataset(images, dataset.labels, dataset.class_names)
+    images = scratch((len(dataset), *sides, target_depth))
+    for part in chunks(images):
+        for i in range(part.start, part.stop):
+            images[i] = pixels(as_image(dataset.images[i]), target_depth, sides)
+        release(dataset.images)
+    return dataclasses.replace(dataset, images=images)
 
 
 def as_image(array: np.ndarray) -> Image.Image:
@@ -127,17 +155,22 @@ def as_image(array: np.ndarray) -> Image.Image:
 
 
 def pixels(
-    image: Image.Image, depth: int | None = None, sides: tuple[int, int] | None = None
+    image: Image.Image,
+    depth: int | None = None,
+    sides: tuple[int, int] | None = None,
+    white: int = DEEPEST,
 ) -> np.ndarray:
     """Convert an image of any mode to an array.
 
     With other sides than its own, it is resized until it covers them (bicubic, antialiased) and
-    the centre cut out. 16-bit grey is scaled over its full range, 65535 to 255; what is transparent
-    shows white.
+    the centre cut out. Grey of more than 8 bits is scaled so that `white` becomes 255; what is
+    transparent shows white.
 
     Args:
         depth: C, 1 for grey and 3 for colour; None for what the image is.
         sides: height and width in pixels; None for the image's own.
+        white: the value that is white in an image of more than 8 bits; what is above it is white
+            too.
 
     Returns:
         uint8 (H, W, C).
@@ -152,7 +185,7 @@ def pixels(
         (8, 12, 1)
     """
     if image.mode.startswith("I"):
-        image = _eight_bits(image)
+        image = _eight_bits(image, white)
     if image.mode == "F":
         raise InputError("found 32-bit floating-point pixels; accepted: 8-bit or 16-bit integers")
     depth = depth or (1 if image.mode in GREY_MODES else 3)
@@ -167,11 +200,11 @@ def pixels(
     return array[..., None] if depth == 1 else array
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image, white: int) -> Image.Image:
     deep = np.asarray(image).astype(np.int64)
-    if deep.min() < 0 or deep.max() > 65535:
-        raise InputError("found integers beyond 16 bits; accepted: 0 to 65535")
-    return Image.fromarray(np.round(deep / 257).astype(np.uint8))
+    if deep.min() < 0 or deep.max() > DEEPEST:
+        raise InputError(f"found integers beyond 16 bits; accepted: 0 to {DEEPEST}")
+    return Image.fromarray(np.round(np.minimum(deep, white) * 255 / white).astype(np.uint8))
 
 
 def read_folder(folder: Path, options: Options) -> Folder:
@@ -187,10 +220,12 @@ def read_folder(folder: Path, options: Options) -> Folder:
             `skip`), or images of different sizes where no `size` is set.
     """
     files, class_names, ignored = list_folder(folder)
+    if options.white_level is None:
+        options = options._replace(white_level=white_level([file.path for file in files]))
     digest = hashlib.sha256()
     kept: list[File] = []
-    arrays: list[np.ndarray] = []
     skipped: list[str] = []
+    images = _Stack(len(files))
     for file, content_hash, result in _read_all(files, options):
         name = file.path.relative_to(folder).as_posix()
         digest.update(f"{name}\0{content_hash}\n".encode())
@@ -198,21 +233,118 @@ def read_folder(folder: Path, options: Options) -> Folder:
             BAD_IMAGES[options.bad_images](file.path, result)
             skipped.append(name)
             continue
-        if arrays and result.shape[:2] != arrays[0].shape[:2]:
+        if kept and result.shape[:2] != images.sides:
             raise InputError(
-                f"size: found null, but {file.path} is {_sides(result)} and "
-                f"{kept[0].path} is {_sides(arrays[0])}; accepted: pixels, an integer"
+                f"size: found null, but {file.path} is {_sides(result.shape[:2])} and "
+                f"{kept[0].path} is {_sides(images.sides)}; accepted: pixels, an integer"
             )
         kept.append(file)
-        arrays.append(result)
+        images.add(result)
     _check_every_class(files, kept)
-    colour = any(array.shape[-1] == 3 for array in arrays)
-    splits = {split: _gather(split, kept, arrays, colour, class_names) for split in SPLITS}
-    return Folder(splits, digest.hexdigest(), skipped, ignored)
+    splits = {split: _gather(folder, split, kept, images.all, class_names) for split in SPLITS}
+    return Folder(splits, digest.hexdigest(), options.white_level, skipped, ignored)
 
 
-def _sides(array: np.ndarray) -> str:
-    return f"{array.shape[1]} x {array.shape[0]}"
+class _Stack:
+    """Images of one size, put together one by one; in colour from the first that is."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.filled, self.unreleased = count, 0, 0
+        self.images = np.empty((0, 0, 0, 1), np.uint8)
+
+    @property
+    def all(self) -> np.ndarray:
+        return self.images[: self.filled]
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        height, width = self.images.shape[1:3]
+        return height, width
+
+    def add(self, image: np.ndarray) -> None:
+        if not self.filled or image.shape[2] > self.images.shape[3]:
+            wider = scratch((self.count, *image.shape))
+            for part in chunks(self.all):
+                wider[part] = self.images[part]
+                release(wider)
+            self.images = wider
+        self.images[self.filled] = image
+        self.filled += 1
+        self.unreleased += image.nbytes
+        if self.unreleased > CHUNK:
+            release(self.images)
+            self.unreleased = 0
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} x {shape[0]}"
+
+
+def white_level(paths: Sequence[Path]) -> int | None:
+    """Find the value that is white in images of more than 8 bits.
+
+    Scanners and cameras keep 10, 12 or 14 bits in files of 16. All images of a data set are read
+    alike: their white is 2^b − 1, where b is the smallest of 8, 10, 12, 14 and 16 that has room for
+    what the files declare (PNG's sBIT, TIFF's BitsPerSample) and for the largest value of all.
+
+    Returns:
+        The value; None where no image has more than 8 bits.
+
+    Raises:
+        InputError: for colour of 16 bits that is so dark that its upper 8 bits, which are all that
+            is read of it, hold next to nothing.
+    """
+    deep = [path for path in paths if path.suffix.lower() not in EIGHT_BITS]
+    with ThreadPoolExecutor(THREADS) as pool:
+        bits = [found for found in pool.map(_bits, deep) if found is not None]
+    if not bits:
+        return None
+    return 2 ** next(b for b in BIT_DEPTHS if b >= min(max(bits), BIT_DEPTHS[-1])) - 1
+
+
+def _bits(path: Path) -> int | None:
+    """Count the bits that an image declares and uses, if it has more than 8."""
+    try:
+        with Image.open(path) as image:
+            if _is_deep_colour(image):
+                _check_deep_colour(path, image)
+            if not image.mode.startswith("I"):
+                return None
+            used = int(np.asarray(image).max()).bit_length()
+            return max(used, _declared_bits(path, image))
+    except InputError:
+        raise
+    except Exception:  # what is wrong with it, reading it says
+        return None
+
+
+def _declared_bits(path: Path, image: Image.Image) -> int:
+    if image.format == "PPM":  # Pillow has scaled it to 16 bits
+        return 16
+    if image.format == "TIFF":
+        samples = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, 0)
+        declared = max(samples) if isinstance(samples, tuple) else int(samples)
+        return declared if declared < 16 else 0
+    if image.format == "PNG":
+        with path.open("rb") as file:
+            head = file.read(256)
+        place = head.find(b"sBIT")
+        return head[place + 4] if 0 < place < len(head) - 4 else 0
+    return 0
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    raw = [tile[3] for tile in getattr(image, "tile", ())]
+    return any("16" in str(mode) for mode in raw) and image.mode in ("RGB", "RGBA", "LA")
+
+
+def _check_deep_colour(path: Path, image: Image.Image) -> None:
+    brightest = int(np.asarray(image)[..., : len(image.getbands())].max())
+    if brightest < 2**6:
+        raise InputError(
+            f"{path}: found colour of 16 bits with values up to {256 * brightest + 255}, of which "
+            "only the upper 8 bits can be read; accepted: colour of 8 bits"
+        )
 
 
 def _read_all(
@@ -233,7 +365,8 @@ def _read_one(path: Path, options: Options) -> tuple[str, np.ndarray | InputErro
     result: np.ndarray | InputError
     try:
         content = path.read_bytes()
-        result = decode(content, CHANNELS[options.channels], options.sides)
+        white = options.white_level or DEEPEST
+        result = decode(content, CHANNELS[options.channels], options.sides, white)
     except OSError as error:
         result = InputError(f"found an unreadable file ({error.strerror}); accepted: whole images")
     except InputError as error:
@@ -242,7 +375,10 @@ def _read_one(path: Path, options: Options) -> tuple[str, np.ndarray | InputErro
 
 
 def decode(
-    content: bytes, depth: int | None = None, sides: tuple[int, int] | None = None
+    content: bytes,
+    depth: int | None = None,
+    sides: tuple[int, int] | None = None,
+    white: int = DEEPEST,
 ) -> np.ndarray:
     """Decode an image file, turned upright by its EXIF data, to an array as `pixels` makes it.
 
@@ -255,20 +391,43 @@ def decode(
         >>> decode(file.getvalue(), depth=1, sides=(4, 4)).shape
         (4, 4, 1)
     """
+    _set_pixel_limit()
     try:
         with Image.open(io.BytesIO(content)) as image:
             frames = getattr(image, "n_frames", 1)
             # Cameras write a preview behind the photograph (MPO).
             if frames > 1 and image.format != "MPO":
                 raise InputError(f"found {frames} pages or frames; accepted: one image a file")
-            return pixels(ImageOps.exif_transpose(image), depth, sides)
+            return pixels(ImageOps.exif_transpose(image), depth, sides, white)
     except InputError:
         raise
+    except Image.DecompressionBombError as error:
+        size = re.search(r"\((\d+) pixels\)", str(error))
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise InputError(
+            f"found {int(size[1]) / 1e6:.0f} megapixels; accepted: up to {limit:.0f}, or what the "
+            f"environment variable {MAX_MEGAPIXELS} says; or make the image smaller"
+            if size
+            else f"found an image that is too large ({error})"
+        ) from None
     except UnidentifiedImageError:
         raise InputError(f"found no known image format; accepted: {' '.join(EXTENSIONS)}") from None
     except Exception as error:  # on broken files Pillow's decoders raise far more than OSError
         reason = " ".join(str(error).split())
         raise InputError(f"found an unreadable image ({reason}); accepted: whole images") from None
+
+
+def _set_pixel_limit() -> None:
+    """Let the user raise Pillow's limit, which guards against files that unpack to all memory."""
+    text = os.environ.get(MAX_MEGAPIXELS)
+    if text is None:
+        return
+    try:
+        Image.MAX_IMAGE_PIXELS = int(float(text) * 1e6 / 2)
+    except (ValueError, OverflowError):
+        raise InputError(
+            f"{MAX_MEGAPIXELS}: found {text!r}; accepted: a number of megapixels"
+        ) from None
 
 
 def _check_every_class(files: list[File], kept: list[File]) -> None:
@@ -281,16 +440,17 @@ def _check_every_class(files: list[File], kept: list[File]) -> None:
 
 
 def _gather(
+    folder: Path,
     split: str,
     files: list[File],
-    arrays: list[np.ndarray],
-    colour: bool,
+    images: np.ndarray,
     class_names: tuple[str, ...],
 ) -> Dataset | None:
+    """Pick the images of one split, which lie next to each other."""
     chosen = [i for i, file in enumerate(files) if file.split == split]
     if not chosen:
         return None
-    shape = (*arrays[0].shape[:2], 3 if colour else 1)
-    images = np.stack([np.broadcast_to(arrays[i], shape) for i in chosen])
-    labels = np.array([files[i].label for i in chosen], dtype=np.int64)
-    return Dataset(images, labels, class_names)
+    part = slice(chosen[0], chosen[-1] + 1)
+    labels = np.array([file.label for file in files[part]], dtype=np.int64)
+    names = [file.path.relative_to(folder).as_posix() for file in files[part]]
+    return Dataset(images[part], labels, class_names, ids=np.array(names, dtype=object))

@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ssnas.data.groups import numbered
 from ssnas.data.types import SPLITS, Dataset, check_images
 from ssnas.errors import InputError
+from ssnas.runtime.mapped import read_npz
 
 LAYOUT = "an .npz with train_images, train_labels and optionally val_* and test_*"
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read every array of an .npz, without running code that it may hold.
+    """Read every array of an .npz, without running code that it may hold; large ones are mapped.
 
     Raises:
         InputError: naming the file if it is missing or damaged, and the key of a pickle.
@@ -32,24 +34,17 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; accepted: {LAYOUT}")
-    key = None
-    arrays = {}
     try:
-        with zipfile.ZipFile(path):
-            pass  # np.load would take a broken zip for a pickle
-        with np.load(path, allow_pickle=False) as file:
-            for key in file.files:
-                arrays[key] = np.asarray(file[key])
+        return read_npz(path)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError):
         raise InputError(
             f"{path}: found a damaged file or no .npz; accepted: {LAYOUT} "
             "(delete it, then make or fetch it anew)"
         ) from None
-    except ValueError:
+    except ValueError as error:
         raise InputError(
-            f"{path}: {key}: found pickled objects or a damaged array; accepted: plain arrays"
+            f"{path}: {error}: found pickled objects or a damaged array; accepted: plain arrays"
         ) from None
-    return arrays
 
 
 def published_splits(
@@ -63,7 +58,8 @@ def published_splits(
     Args:
         path: the file, as messages name it.
         arrays: `<split>_images`, uint8 (N, H, W) or (N, H, W, C), and `<split>_labels`, integers
-            (N,) or (N, 1), or multi-hot rows (N, L), for the splits train, val and test.
+            (N,) or (N, 1), or multi-hot rows (N, L), for the splits train, val and test; optionally
+            `<split>_groups` (N,), integers or text that say which images belong together.
         class_names: one name for each class or label; if None, the names in the array
             `class_names`, or else numbers.
         multi_label: whether an image may have several labels; more than one column of labels
@@ -96,8 +92,9 @@ def published_splits(
         class_names = [str(name) for name in np.atleast_1d(arrays["class_names"])]
     if class_names is None:
         class_names = _numbered(path, labels, multi_label)
+    groups = dict(zip(SPLITS, numbered([_groups(path, arrays, s) for s in SPLITS]), strict=True))
     splits = {
-        split: pair and _dataset(path, split, *pair, tuple(class_names), multi_label)
+        split: pair and _dataset(path, split, *pair, tuple(class_names), multi_label, groups[split])
         for split, pair in pairs.items()
     }
     _check_classes(path, class_names, labels, multi_label)
@@ -157,6 +154,20 @@ def _pair(
     return images, labels[:, None] if labels.ndim == 1 else labels
 
 
+def _groups(path: Path, arrays: dict[str, np.ndarray], split: str) -> np.ndarray | None:
+    """Pick what the images of one split belong to; None where the file does not say."""
+    groups = arrays.get(f"{split}_groups")
+    if groups is None:
+        return None
+    images = len(arrays.get(f"{split}_images", ()))
+    if groups.dtype.kind not in "iuUS" or groups.shape != (images,):
+        raise InputError(
+            f"{path}: {split}_groups: found {groups.dtype} {groups.shape} for {images} images; "
+            "accepted: integers or text, one each"
+        )
+    return groups
+
+
 def _check_alike(key: str, array: np.ndarray, train: np.ndarray) -> None:
     if array.shape[1:] != train.shape[1:]:
         raise InputError(
@@ -182,12 +193,13 @@ def _dataset(
     labels: np.ndarray,
     class_names: tuple[str, ...],
     multi_label: bool,
+    groups: np.ndarray | None,
 ) -> Dataset:
     if multi_label and not np.isin(labels, (0, 1)).all():
         raise InputError(f"{path}: {split}_labels: found values beyond 0 and 1; accepted: 0 and 1")
     labels = labels.astype(np.uint8) if multi_label else labels[:, 0].astype(np.int64)
     try:
-        return Dataset(images, labels, class_names)
+        return Dataset(images, labels, class_names, groups)
     except InputError as error:
         raise InputError(f"{path}: {split}_{error}") from None
 

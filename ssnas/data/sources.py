@@ -5,7 +5,9 @@ To add a source, write its reader here and give it a line in `READERS`.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssnas.data.folders import Options, check_options, convert, read_folder
+from ssnas.data.groups import numbered, read_groups
 from ssnas.data.npz import published_splits, read_arrays
 from ssnas.data.types import Dataset, Source
 from ssnas.errors import InputError
@@ -39,10 +42,18 @@ LISTED = 20
 """How many ignored files the provenance names."""
 
 MEDMNIST_SIZES = (28, 64, 128, 224)
+_SIZED = tuple(f"_{size}" for size in MEDMNIST_SIZES)
 # A mirrored chest or abdomen shows the heart or the liver on the wrong side, which is a rare
 # finding of its own (situs inversus), and organ*mnist tells left from right in its labels.
 # Cells, tissue and skin have no such side, and a mirrored left eye or breast is a right one.
 LATERAL = ("chestmnist", "pneumoniamnist", "organ")
+
+
+COVID19_GROUPS = (
+    r"(\d{8})_\d{3}\.|(nejm[a-z]+\d+)_|(.+\.pdf)-\d+|(covid-19-pneumonia(?:-[a-z]+)*-\d+)"
+)
+"""The patient in the names of NIH ChestX-ray14's files, and the case or article in those of the
+collection of Cohen et al. 2020, which the COVID-19 set is from."""
 
 
 class RawSource(NamedTuple):
@@ -85,12 +96,14 @@ def load(
     channels: str = "keep",
     bad_images: str = "error",
     flip: bool | None = None,
+    white_level: int | None = None,
+    groups: str | None = None,
 ) -> Source:
     """Read a source of images.
 
     The provenance records source, origin, sha256 (of the file, of the files of a folder, or of
     the arrays), original_counts of each split, image_size (H, W, C), classes, skipped (the bad
-    images), and any note.
+    images), ignored (the files that are no images), white_level, and any note.
 
     Args:
         name: a source among `READERS`, which `describe_sources` lists.
@@ -102,6 +115,10 @@ def load(
         flip: whether horizontal flips are allowed; None for what is known of the source. Sources
             allow them but for digits and for images of the body's inside, where left and right
             differ; an .npz may say so itself by a boolean array `flip`.
+        white_level: the value that is white in files of more than 8 bits; None for what they say or
+            hold, see `ssnas.data.folders.white_level`.
+        groups: which images of a folder belong together, see `ssnas.data.groups.read_groups`; None
+            for what is known of the source. An .npz says so itself by arrays `<split>_groups`.
 
     Raises:
         InputError: naming the key, file or class, the value and what is accepted.
@@ -111,9 +128,11 @@ def load(
         >>> digits.train.images.shape, digits.test, digits.flip
         ((1797, 16, 16, 1), None, False)
     """
-    options = Options(size, channels, bad_images)
+    options = Options(size, channels, bad_images, white_level)
     check_options(options)
     source = _reader(name).read(name, Path(raw), options)
+    if groups is not None:
+        source = source._replace(splits=_grouped(source.splits, groups))
     splits = {
         split: convert(data, options) for split, data in source.splits.items() if data is not None
     }
@@ -125,11 +144,35 @@ def load(
         "original_counts": {split: data.counts for split, data in splits.items()},
         "classes": list(train.class_names),
         "image_size": list(train.images.shape[1:]),
+        "flip": source.flip if flip is None else flip,
         "skipped": {"count": 0, "names": []},
         **source.notes,
     }
     flip = source.flip if flip is None else flip
     return Source(train, splits.get("val"), splits.get("test"), provenance, flip)
+
+
+def _grouped(splits: Mapping[str, Dataset | None], rule: str) -> dict[str, Dataset | None]:
+    """Give the images of a folder their groups.
+
+    Raises:
+        InputError: for images without file names, or by `ssnas.data.groups.read_groups`.
+    """
+    present = {split: data for split, data in splits.items() if data is not None}
+    ids = {split: data.ids for split, data in present.items()}
+    if any(names is None for names in ids.values()):
+        raise InputError(
+            f"groups: found {rule!r} for images that have no file names; accepted: null; an .npz "
+            "has arrays train_groups, val_groups and test_groups instead"
+        )
+    names = [str(name) for values in ids.values() if values is not None for name in values]
+    (numbers,) = numbered([read_groups(rule, names)])
+    assert numbers is not None
+    parts = np.split(numbers, np.cumsum([len(data) for data in present.values()])[:-1])
+    return {
+        split: dataclasses.replace(data, groups=part)
+        for (split, data), part in zip(present.items(), parts, strict=True)
+    }
 
 
 def describe_sources() -> str:
@@ -201,7 +244,7 @@ def _medmnist(name: str, raw: Path, options: Options) -> RawSource:
     flip = not flag.startswith(LATERAL)
     if info is None:
         return _file(path, flip, multi_label=flag in MULTI_LABEL)
-    source = _file(path, flip, tuple(info["label"].values()), "multi-label" in info["task"])
+    source = _file(path, flip, *_labels_of(info))
     images = sum(len(data) for data in source.splits.values() if data is not None)
     published = sum(info["n_samples"].values())
     if images == published:
@@ -212,15 +255,25 @@ def _medmnist(name: str, raw: Path, options: Options) -> RawSource:
 
 def _medmnist_info(flag: str) -> dict[str, Any] | None:
     """Look a 2-D set up in the medmnist package; None without the package."""
+    published = _published_sets()
+    if published and flag not in published:
+        flags = ", ".join(published)
+        raise InputError(f"dataset: found 'medmnist:{flag}'; accepted flags: {flags}")
+    return published.get(flag)
+
+
+def _published_sets() -> dict[str, dict[str, Any]]:
+    """List MedMNIST's 2-D sets by flag; none without the package."""
     try:
         from medmnist import INFO
     except ImportError:
-        return None
-    published: dict[str, dict[str, Any]] = INFO
-    flags = [other for other in published if not other.endswith("3d")]
-    if flag not in flags:
-        raise InputError(f"dataset: found 'medmnist:{flag}'; accepted flags: {', '.join(flags)}")
-    return published[flag]
+        return {}
+    return {flag: info for flag, info in INFO.items() if not flag.endswith("3d")}
+
+
+def _labels_of(info: Mapping[str, Any]) -> tuple[tuple[str, ...], bool]:
+    """Return the names of a MedMNIST set's labels, and whether an image may have several."""
+    return tuple(info["label"].values()), "multi-label" in info["task"]
 
 
 def _fetch_medmnist(path: Path, info: dict[str, Any] | None, size: int) -> None:
@@ -244,11 +297,25 @@ def _covid19(name: str, raw: Path, options: Options) -> RawSource:
             f"{folder}: found no folder {' or '.join(missing)}; accepted: the images of Ozturk et "
             f"al. 2020 in the folders {' and '.join(COVID19_CLASSES)} there"
         )
-    return _folder(str(folder), raw, options)._replace(flip=False)
+    source = _folder(str(folder), raw, options)._replace(flip=False)
+    present = [data for data in source.splits.values() if data is not None]
+    names = [str(name) for data in present if data.ids is not None for name in data.ids]
+    if not any(re.match(COVID19_GROUPS, name.rpartition("/")[2]) for name in names):
+        return source
+    return source._replace(splits=_grouped(source.splits, COVID19_GROUPS))
 
 
 def _npz(name: str, raw: Path, options: Options) -> RawSource:
-    return _file(Path(name), flip=True)
+    """Read an .npz; one with the name of a MedMNIST file is treated as what it is."""
+    path = Path(name)
+    flag = path.stem.rpartition("_")[0] if path.stem.endswith(_SIZED) else path.stem
+    info = _published_sets().get(flag)
+    if info is None:
+        return _file(path, flip=True)
+    try:
+        return _file(path, not flag.startswith(LATERAL), *_labels_of(info))
+    except InputError:  # it bears the name, and holds other classes
+        return _file(path, flip=True)
 
 
 def _folder(name: str, raw: Path, options: Options) -> RawSource:
@@ -256,6 +323,7 @@ def _folder(name: str, raw: Path, options: Options) -> RawSource:
     left_out = {
         "skipped": {"count": len(folder.skipped), "names": folder.skipped},
         "ignored": {"count": len(folder.ignored), "names": folder.ignored[:LISTED]},
+        "white_level": folder.white_level,
     }
     return RawSource(folder.splits, True, name, folder.sha256, left_out)
 
@@ -270,7 +338,13 @@ def _file(
     arrays = read_arrays(path)
     splits = published_splits(path, arrays, class_names, multi_label)
     notes = {"provenance": str(arrays["provenance"])} if "provenance" in arrays else {}
-    flip = bool(arrays["flip"].all()) if "flip" in arrays else flip
+    if "flip" in arrays:
+        if arrays["flip"].dtype != np.bool_ or arrays["flip"].size != 1:
+            raise InputError(
+                f"{path}: flip: found {arrays['flip'].dtype} {arrays['flip'].shape}; accepted: one "
+                "boolean"
+            )
+        flip = bool(arrays["flip"].all())
     return RawSource(splits, flip, str(path), _file_sha256(path), notes)
 
 

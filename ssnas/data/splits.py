@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ssnas.data.groups import folds_of_groups, hold_out_groups
 from ssnas.data.longtail import PROFILES, class_counts, is_integer, subsample
 from ssnas.data.npz import published_splits, read_arrays
 from ssnas.data.types import SPLITS, Dataset, Source, Splits
 from ssnas.errors import InputError
 from ssnas.runtime.files import written_whole
+from ssnas.runtime.mapped import write_npz
 
 
 def split(
@@ -39,7 +41,8 @@ def split(
        images.
     4. The validation images are the published ones, or else `val_fraction` of what is left.
 
-    Held-out images are stratified by class, with at least one of every class. Multi-label images
+    Held-out images are stratified by class, with at least one of every class; where images have
+    groups, whole groups are held out. Multi-label images
     are held out at random: they have no single class, so only `natural` is accepted for them.
 
     The provenance adds profile, imbalance (None where it plays no part), largest_class,
@@ -75,21 +78,26 @@ def split(
     _check_profile(source, profile, largest_class)
     _check_numbers(val_fraction, test_fraction, seed)
     rng = np.random.default_rng(seed)
-    pool, test, val = source.train, source.test, source.val
-    if test is None and test_fraction == 0:
-        test = pool.take(np.arange(0))
-    elif test is None:
-        pool, test = _hold_out(pool, test_fraction, rng, "test")
-    before = pool.counts
+    train, val, test = source.train, source.val, source.test
+    # Of the training images the indices alone: images may be more than the memory holds.
+    pool = np.arange(len(train))
+    if test is None:
+        tested = pool[:0]
+        if test_fraction:
+            pool, tested = _hold_out(train, pool, test_fraction, rng, "test")
+        test = train.take(tested)
+    before = counts_of(train, pool)
     if profile != "natural":
         full = min(before) if largest_class is None else min(*before, largest_class)
-        counts = class_counts(max(full, 1), pool.num_classes, profile, imbalance)
-        pool = pool.take(subsample(pool.labels, counts, rng, pool.class_names))
-    pool = _at_most(pool, max_images, rng)
+        counts = class_counts(max(full, 1), train.num_classes, profile, imbalance)
+        pool = pool[subsample(train.labels[pool], counts, rng, train.class_names)]
+    pool = pool[_at_most(len(pool), max_images, rng)]
     if val is not None:
-        val = _at_most(val, max_images, rng)
+        val = val if max_images is None else val.take(_at_most(len(val), max_images, rng))
     else:
-        pool, val = _hold_out(pool, val_fraction, rng, "validation")
+        pool, validated = _hold_out(train, pool, val_fraction, rng, "validation")
+        val = train.take(validated)
+    train = train.take(pool)
     provenance = {
         **source.provenance,
         "profile": profile,
@@ -100,17 +108,24 @@ def split(
         "test_fraction": test_fraction if source.test is None else None,
         "seed": seed,
         "counts_before": before,
-        "counts": {"train": pool.counts, "val": val.counts, "test": test.counts},
-        "images": {"train": len(pool), "val": len(val), "test": len(test)},
+        "counts": {"train": train.counts, "val": val.counts, "test": test.counts},
+        "images": {"train": len(train), "val": len(val), "test": len(test)},
     }
-    return Splits(pool, val, test, provenance, source.flip)
+    if train.groups is not None:
+        provenance["groups"] = {
+            name: len(np.unique(part.groups))
+            for name, part in (("train", train), ("val", val), ("test", test))
+            if part.groups is not None
+        }
+    return Splits(train, val, test, provenance, source.flip)
 
 
 def folds(dataset: Dataset, k: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Cut a data set into k folds for cross-validation.
 
     The folds are stratified: their numbers of images, and those of each class, differ by at most
-    one. Multi-label images are dealt out at random.
+    one. Multi-label images are dealt out at random. Where images have groups, whole groups
+    are dealt out, and the numbers are as near to that as groups allow.
 
     Args:
         dataset: the images.
@@ -132,6 +147,9 @@ def folds(dataset: Dataset, k: int, seed: int) -> list[tuple[np.ndarray, np.ndar
     _check_seed(seed)
     if not is_integer(k, 2):
         raise InputError(f"k: found {k!r}; accepted: an integer from 2 up")
+    if dataset.groups is not None:
+        classes = np.zeros(len(dataset), np.int64) if dataset.multi_label else dataset.labels
+        return folds_of_groups(classes, dataset.groups, k, seed)
     rng = np.random.default_rng(seed)
     if dataset.multi_label:
         sizes = {"all images": len(dataset)}
@@ -192,7 +210,7 @@ def folds_of(source: Source, k: int, val_fraction: float, seed: int) -> list[Spl
 
 
 def write(splits: Splits, path: Path) -> None:
-    """Write splits to one compressed .npz in MedMNIST's layout, without pickles.
+    """Write splits to one .npz in MedMNIST's layout, without pickles or compression.
 
     Equal splits give equal bytes. The file appears whole or not at all.
 
@@ -208,17 +226,20 @@ def write(splits: Splits, path: Path) -> None:
         {'source': 'toy'}
     """
     arrays = {
-        f"{split}_{kind}": getattr(getattr(splits, split), kind)
+        f"{split}_{kind}": values
         for split in SPLITS
-        for kind in ("images", "labels")
+        for kind in ("images", "labels", "groups")
+        if (values := getattr(getattr(splits, split), kind)) is not None
     }
     with written_whole(Path(path)) as partial, partial.open("wb") as file:
-        np.savez_compressed(
+        write_npz(
             file,
-            **arrays,
-            class_names=np.array(splits.train.class_names),
-            flip=np.array(splits.flip),
-            provenance=np.array(json.dumps(splits.provenance, sort_keys=True)),
+            arrays
+            | {
+                "class_names": np.array(splits.train.class_names),
+                "flip": np.array(splits.flip),
+                "provenance": np.array(json.dumps(splits.provenance, sort_keys=True)),
+            },
         )
 
 
@@ -262,28 +283,50 @@ def read(path: Path) -> Splits:
     return Splits(**parts, provenance=provenance, flip=bool(arrays["flip"].all()))
 
 
-def _at_most(dataset: Dataset, limit: int | None, rng: np.random.Generator) -> Dataset:
-    if limit is None or len(dataset) <= limit:
-        return dataset
-    return dataset.take(np.sort(rng.permutation(len(dataset))[:limit]))
+def counts_of(dataset: Dataset, indices: np.ndarray) -> list[int]:
+    """Count the images of each class, or with each label, among those at `indices`."""
+    labels = dataset.labels[indices]
+    if dataset.multi_label:
+        return [int(count) for count in labels.sum(axis=0, dtype=np.int64)]
+    return [int(count) for count in np.bincount(labels, minlength=dataset.num_classes)]
+
+
+def _at_most(count: int, limit: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Draw at most `limit` of `count` positions, in their order."""
+    if limit is None or count <= limit:
+        return np.arange(count)
+    return np.sort(rng.permutation(count)[:limit])
 
 
 def _hold_out(
-    dataset: Dataset, fraction: float, rng: np.random.Generator, purpose: str
-) -> tuple[Dataset, Dataset]:
+    dataset: Dataset,
+    pool: np.ndarray,
+    fraction: float,
+    rng: np.random.Generator,
+    purpose: str,
+) -> tuple[np.ndarray, np.ndarray]:
     """Hold a fraction of the images out; both sides keep at least one image of every class.
 
+    Where images have groups, whole groups are held out, see `hold_out_groups`.
+
+    Args:
+        pool: the indices of the images to choose from.
+
     Returns:
-        The rest, and the held-out images.
+        The indices of the rest, and of the held-out images.
     """
+    labels = dataset.labels[pool]
+    if dataset.groups is not None:
+        names = ("all images",) if dataset.multi_label else dataset.class_names
+        classes = np.zeros(len(pool), np.int64) if dataset.multi_label else labels
+        held = hold_out_groups(classes, dataset.groups[pool], names, fraction, rng, purpose)
+        return pool[~held], pool[held]
     if dataset.multi_label:
-        groups = {"all images": np.arange(len(dataset))}
+        classes = {"all images": np.arange(len(pool))}
     else:
-        groups = {
-            name: np.flatnonzero(dataset.labels == c) for c, name in enumerate(dataset.class_names)
-        }
-    held = np.zeros(len(dataset), dtype=bool)
-    for name, members in groups.items():
+        classes = {name: np.flatnonzero(labels == c) for c, name in enumerate(dataset.class_names)}
+    held = np.zeros(len(pool), dtype=bool)
+    for name, members in classes.items():
         if len(members) < 2:
             raise InputError(
                 f"class {name!r}: found {len(members)} images to split off {purpose} images from; "
@@ -292,7 +335,7 @@ def _hold_out(
         # Halves are rounded down, so that a class of 3 can still be split twice.
         count = max(1, math.ceil(fraction * len(members) - 0.5))
         held[rng.permutation(members)[:count]] = True
-    return dataset.take(np.flatnonzero(~held)), dataset.take(np.flatnonzero(held))
+    return pool[~held], pool[held]
 
 
 def _check_profile(source: Source, profile: str, largest_class: int | None) -> None:

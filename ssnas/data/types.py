@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ssnas.errors import InputError
+from ssnas.runtime.mapped import taken
 
 SPLITS = ("train", "val", "test")
 
@@ -21,6 +22,9 @@ class Dataset:
         images: uint8 (N, H, W, C), C in {1, 3}.
         labels: class indices, int64 (N,), or multi-hot rows, uint8 (N, L).
         class_names: one name for each class or label.
+        groups: what belongs together, such as the patient of each image, int64 (N,); None where
+            images are on their own.
+        ids: what messages call the images (N,), a file's name or a number; None for their position.
 
     Raises:
         InputError: where shapes, types or label values disagree with that.
@@ -35,6 +39,8 @@ class Dataset:
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
+    groups: np.ndarray | None = None
+    ids: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         check_images(self.images, "images")
@@ -43,6 +49,11 @@ class Dataset:
                 f"labels: found {len(self.labels)} for {len(self.images)} images; accepted: "
                 "one each"
             )
+        for name, values in (("groups", self.groups), ("ids", self.ids)):
+            if values is not None and len(values) != len(self.images):
+                raise InputError(
+                    f"{name}: found {len(values)} for {len(self.images)} images; accepted: one each"
+                )
         mismatch = f"labels: found {self.labels.dtype} {self.labels.shape}"
         classes = len(self.class_names)
         if self.multi_label:
@@ -82,7 +93,11 @@ class Dataset:
 
     def take(self, indices: np.ndarray) -> Dataset:
         """Keep the images at `indices`, in that order."""
-        return Dataset(self.images[indices], self.labels[indices], self.class_names)
+        groups, ids = (
+            None if values is None else values[indices] for values in (self.groups, self.ids)
+        )
+        images = taken(self.images, indices)
+        return Dataset(images, self.labels[indices], self.class_names, groups, ids)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ssnas.config.schema import Views
 from ssnas.runtime.device import constant
+from ssnas.runtime.mapped import chunks
+
+STATISTICS_CHUNK = 2**20
 
 LUMA = (0.299, 0.587, 0.114)
 """The weights of red, green and blue in a grey value (ITU-R 601)."""
@@ -45,9 +48,17 @@ class Normalise:
     @classmethod
     def of(cls, images: np.ndarray) -> Normalise:
         """Take the statistics of uint8 images (N, H, W, C); constant channels are not scaled."""
-        pixels = images.reshape(-1, images.shape[-1])
-        mean, std = pixels.mean(axis=0) / 255, pixels.std(axis=0) / 255
-        return cls(tuple(map(float, mean)), tuple(float(s) if s > 0 else 1.0 for s in std))
+        # Counting values needs no copy of the images in floating point.
+        counts = np.zeros((images.shape[-1], 256), np.int64)
+        for part in chunks(images, STATISTICS_CHUNK):
+            for channel, count in enumerate(counts):
+                count += np.bincount(images[part][..., channel].ravel(), minlength=256)
+        values, total = np.arange(256), counts[0].sum()
+        mean = counts @ values / total
+        std = np.sqrt((counts * (values - mean[:, None]) ** 2).sum(axis=1) / total)
+        return cls(
+            tuple(map(float, mean / 255)), tuple(float(s) if s > 0 else 1.0 for s in std / 255)
+        )
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.standardise(unit(images))

@@ -67,6 +67,7 @@ def evaluate(run: Run) -> None:
         class_counts=train.counts,
         thresholds=threshold,
         ranking=decision(logits, "published").numpy(),
+        groups=test.groups,
     )
     linear = metrics.figures(linear_classifier(train, test), test.labels, train.counts)
     constant = metrics.constant_predictor(train.labels, test.labels)

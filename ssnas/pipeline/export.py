@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ssnas.config.schema import Run
+from ssnas.data.folders import DEEPEST
 from ssnas.data.types import Splits
 from ssnas.data.views import Normalise
 from ssnas.model import Description, Model
@@ -88,6 +89,7 @@ def model_of(run: Run, splits: Splits, device: str | None = None) -> Model:
         temperature=decision.temperature,
         thresholds=decision.thresholds,
         decide=run.decide if decision.seen else "published",
+        white_level=splits.provenance.get("white_level") or DEEPEST,
         provenance=_provenance(run, splits),
     )
     return Model(network, description, device or run.device)

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from ssnas.config.schema import Run
-from ssnas.data.types import Splits
+from ssnas.data.types import Dataset, Splits
 from ssnas.data.views import Normalise
 from ssnas.pipeline.artifacts import (
     Places,
@@ -17,10 +17,13 @@ from ssnas.pipeline.lineage import identity, record
 from ssnas.pipeline.readers import read_splits
 from ssnas.runtime.device import choose_device, machine, peak_memory_mb
 from ssnas.runtime.distributed import process_group, rank
+from ssnas.runtime.mapped import spread
 from ssnas.search import SearchResult, search
 from ssnas.training.checkpoint import Checkpoint
 from ssnas.training.images import TrainingImages
 from ssnas.training.monitor import knn_monitor
+
+MONITORED = 50_000
 
 
 def run_search(run: Run) -> None:
@@ -30,8 +33,8 @@ def run_search(run: Run) -> None:
     images, monitor = _images(run, splits, device), None
     if not splits.train.multi_label:
         labelled = (
-            TrainingImages.of(data, images.normalise, images.flip, device)
-            for data in (splits.train, splits.val)
+            TrainingImages.of(sample, images.normalise, images.flip, device)
+            for sample in (_sample(splits.train), _sample(splits.val))
         )
         monitor = knn_monitor(*labelled)
     about = identity(run, "supernet", device)
@@ -50,6 +53,11 @@ def run_search(run: Run) -> None:
             record(run, "supernet", about)
             _write(result, places, device)
         checkpoint.finish()
+
+
+def _sample(data: Dataset) -> Dataset:
+    """Take at most `MONITORED` images: neighbours among more would take longer than the search."""
+    return data if len(data) <= MONITORED else data.take(spread(len(data), MONITORED))
 
 
 def _images(run: Run, splits: Splits, device: torch.device) -> TrainingImages:

@@ -14,19 +14,18 @@ from torch import Tensor, nn
 from ssnas import metrics
 from ssnas.config.decide import Prior, named_prior
 from ssnas.config.schema import Finetune, Run
-from ssnas.data.sources import load
 from ssnas.data.splits import folds_of
 from ssnas.data.types import Dataset, Splits
 from ssnas.data.views import Normalise
 from ssnas.finetune import fit, logits_of
 from ssnas.networks.derived import inherit, multiply_adds, parameter_count
 from ssnas.pipeline.artifacts import (
-    RAW,
     Places,
     write_json,
 )
 from ssnas.pipeline.evaluate import areas, by_decision, calibrate
 from ssnas.pipeline.lineage import computed_by, made_from
+from ssnas.pipeline.make_longtail import source_of
 from ssnas.pipeline.readers import finetuned_weights, network_of, searched_weights
 from ssnas.runtime.device import choose_device, machine, seed_everything
 from ssnas.runtime.source import closure
@@ -42,7 +41,7 @@ def transfer(run: Run) -> None:
         for name in ("transfer.json", "transfer.data.json", "transfer.cost.json"):
             write_json(places.metrics("transfers", name), {})
         return
-    source = load(target.dataset, RAW, target.size, target.channels, target.bad_images, target.flip)
+    source = source_of(target)
     named_prior(run.decide, source.train.class_names, source.train.multi_label)
     seed = run.seeds["transfers"]
     weights = _weights(run)
@@ -196,7 +195,9 @@ def _intervals(
     """
     probabilities = np.concatenate([fold.probabilities for fold in trained])
     labels = np.concatenate([fold.test.labels for fold in folds])
-    intervals = metrics.intervals(probabilities, labels)
+    grouped = [fold.test.groups for fold in folds if fold.test.groups is not None]
+    groups = np.concatenate(grouped) if len(grouped) == len(folds) else None
+    intervals = metrics.intervals(probabilities, labels, groups=groups)
     return {key: value for key, value in intervals.items() if key != "macro_auc"}
 
 

@@ -92,6 +92,7 @@ class BatchStream:
         """
         by_subset = indices.transpose(1, 2)
         drawn = self.objective.draw(self.images, by_subset.flatten(0, 2), random)
+        self.images.release()
         blocks = [tensor.unflatten(0, by_subset.shape[:3]) for tensor in drawn]
         return [shard(tensor.movedim(2, 0)).movedim(0, 2) for tensor in blocks]
 

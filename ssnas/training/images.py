@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssnas.data.types import Dataset, Splits
 from ssnas.data.views import Normalise
+from ssnas.runtime.mapped import release
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class TrainingImages:
         labels: (N,) class indices or (N, L) multi-hot; None for a self-supervised objective, which
             reads none.
         num_classes: C, or 0 without labels.
+        file: the images as the data set has them, for `release`.
     """
 
     pixels: Tensor
@@ -51,6 +54,7 @@ class TrainingImages:
     flip: bool
     labels: Tensor | None = None
     num_classes: int = 0
+    file: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -60,4 +64,9 @@ class TrainingImages:
         pixels, labels = (
             torch.from_numpy(array).to(device) for array in (data.images, data.labels)
         )
-        return cls(pixels, normalise, flip, labels, data.num_classes)
+        return cls(pixels, normalise, flip, labels, data.num_classes, data.images)
+
+    def release(self) -> None:
+        """Give the memory of images that lie in a file back, until they are drawn again."""
+        if self.file is not None:
+            release(self.file)

@@ -657,12 +657,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     datasets.write(made, path)
     whole = path.read_bytes()
 
-    def fail(file, **arrays):
+    def fail(file, arrays):
         file.write(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("numpy.savez_compressed", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("ssnas.data.splits.write_npz", fail)
+    with pytest.raises(InputError, match=r"splits\.npz: cannot be written \(disk full"):
         datasets.write(made, path)
     assert path.read_bytes() == whole
     assert [file.name for file in tmp_path.iterdir()] == ["splits.npz"]

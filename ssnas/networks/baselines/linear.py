@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssnas.data.types import Dataset
+from ssnas.runtime.mapped import chunks, spread
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 LINEAR_ITERATIONS = 300
+LINEAR_VALUES = 2**25
 
 
 def linear_classifier(train: Dataset, test: Dataset) -> np.ndarray:
     """Probabilities (N, C) of logistic regression on standardised pixels.
 
+    It sees at most `LINEAR_VALUES` pixel values, of training images evenly spread over all.
     Multi-label data get one regression a label; a label without both positives and negatives
     among the training images gets its training frequency.
 
@@ -28,19 +31,32 @@ def linear_classifier(train: Dataset, test: Dataset) -> np.ndarray:
         >>> linear_classifier(data, data).argmax(axis=1).tolist()
         [0, 0, 0, 0, 1, 1, 1, 1]
     """
-    x, shown = (data.images.reshape(len(data), -1) / 255.0 for data in (train, test))
+    limit = LINEAR_VALUES // train.images[0].size
+    if len(train) > limit:
+        train = train.take(spread(len(train), limit))
+    x = _features(train.images)
     if not train.multi_label:
-        probabilities = np.zeros((len(shown), train.num_classes))
+        probabilities = np.zeros((len(test), train.num_classes))
         seen = np.unique(train.labels)
-        probabilities[:, seen] = _regression().fit(x, train.labels).predict_proba(shown)
+        probabilities[:, seen] = _predict(_regression().fit(x, train.labels), test.images)
         return probabilities
     columns = [
-        _regression().fit(x, label).predict_proba(shown)[:, 1]
+        _predict(_regression().fit(x, label), test.images)[:, 1]
         if label.min() != label.max()
-        else np.full(len(shown), label.mean())
+        else np.full(len(test), label.mean())
         for label in train.labels.T
     ]
     return np.stack(columns, axis=1)
+
+
+def _features(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1) / 255.0
+
+
+def _predict(regression: Pipeline, images: np.ndarray) -> np.ndarray:
+    return np.concatenate(
+        [regression.predict_proba(_features(images[part])) for part in chunks(images)]
+    )
 
 
 def _regression() -> Pipeline:
