@@ -1,4 +1,4 @@
-"""Write the page of the parameters, docs/parameters.md, from `ssnas.config.schema`."""
+"""Write what `ssnas.config.schema` declares: docs/parameters.md, and params.yaml's JSON schema."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import json
 import sys
 import textwrap
 import types
@@ -17,9 +18,11 @@ from typing import Any
 import yaml
 
 from ssnas.config import schema
+from ssnas.config.decide import MULTI_LABEL_DECISIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "parameters.md"
+JSON_SCHEMA = ROOT / "docs" / "params.schema.json"
 HEAD = """\
 <!-- Written by `python -m docs.generate` from ssnas/config/schema.py: change the text there. -->
 # Parameters
@@ -76,6 +79,79 @@ def page() -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
+def json_schema() -> dict[str, Any]:
+    """Describe params.yaml for editors, as a JSON schema (draft 2020-12)."""
+    sections = {name: _section_schema(section) for name, section in schema.SECTIONS.items()}
+    scaled = {name: sections[name] for name in schema.SCALED}
+    top: dict[str, dict[str, Any]] = {
+        key: {"description": meaning} for key, meaning in schema.TOP_LEVEL.items()
+    }
+    for key, section in (("dataset", schema.Data), ("loss", schema.Finetune)):
+        top[key] |= _key_schema(section, key)
+    top["seed"] |= {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+    top["scale"] |= {"type": "string"}
+    top["device"] |= {"type": "string"}
+    frequencies = {
+        "type": "object",
+        "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1},
+    }
+    top["decide"] |= {"anyOf": [{"enum": list(MULTI_LABEL_DECISIONS)}, frequencies]}
+    scale = {"type": "object", "properties": scaled, "additionalProperties": False}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "params.yaml",
+        "type": "object",
+        "properties": {
+            **top,
+            **sections,
+            "scales": {"type": "object", "additionalProperties": scale},
+        },
+        "additionalProperties": False,
+    }
+
+
+def _section_schema(section: type) -> dict[str, Any]:
+    texts = meanings(section)
+    keys = {
+        field.name: {"description": texts[field.name][0], **_key_schema(section, field.name)}
+        for field in dataclasses.fields(section)
+    }
+    summary = (inspect.getdoc(section) or "").partition("\n\n")[0]
+    return {
+        "description": " ".join(summary.split()),
+        "type": "object",
+        "properties": keys,
+        "additionalProperties": False,
+    }
+
+
+def _key_schema(section: type, key: str) -> dict[str, Any]:
+    """The JSON schema of one key: its type, its limits, its default."""
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    hint, limits = typing.get_type_hints(section)[key], fields[key].metadata
+    optional = isinstance(hint, types.UnionType)
+    kind = typing.get_args(hint)[0] if optional else hint
+    nothing = ["null"] if optional else []
+    described: dict[str, Any] = {"default": fields[key].default}
+    if "choices" in limits:
+        choices = list(schema.choices_of(limits["choices"]))
+        return described | {"enum": [*choices, *([None] if optional else [])]}
+    # YAML 1.1 reads 3e-4 as text, which is accepted.
+    names = {int: ["integer"], float: ["number", "string"], str: ["string"], bool: ["boolean"]}
+    words = {"low": "minimum", "above": "exclusiveMinimum", "high": "maximum"}
+    return (
+        described
+        | {"type": [*names[kind], *nothing]}
+        | {word: limits[name] for name, word in words.items() if name in limits}
+    )
+
+
+def written() -> dict[Path, str]:
+    """The text of each file that this module writes."""
+    document = json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
+    return {PAGE: page(), JSON_SCHEMA: document}
+
+
 def accepted(field: dataclasses.Field[Any], hint: Any) -> str:
     """The limits of a key as a reader sees them, such as "a number, > 0 and ≤ 0.5"."""
     limits = field.metadata
@@ -86,7 +162,7 @@ def accepted(field: dataclasses.Field[Any], hint: Any) -> str:
     else:
         words = {int: "whole", float: "number", str: "text", bool: "true, false"}
         signs = {"low": "≥", "above": ">", "high": "≤"}
-        bounds = [f"{sign} {limits[name]:g}" for name, sign in signs.items() if name in limits]
+        bounds = [f"{sign} {limits[name]:,.10g}" for name, sign in signs.items() if name in limits]
         text = ", ".join([words[kind], *([" and ".join(bounds)] if bounds else [])])
     return f"{text}, or null" if optional else text
 
@@ -148,7 +224,9 @@ if __name__ == "__main__":
     parser.add_argument(
         "--check", action="store_true", help="change nothing; status 1 if it is not up to date"
     )
-    if not parser.parse_args().check:
-        PAGE.write_text(page(), encoding="utf-8")
-    elif PAGE.read_text(encoding="utf-8") != page():
-        sys.exit(f"{PAGE}: not up to date; run `python -m docs.generate`")
+    check = parser.parse_args().check
+    for path, text in written().items():
+        if not check:
+            path.write_text(text, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != text:
+            sys.exit(f"{path}: not up to date; run `python -m docs.generate`")

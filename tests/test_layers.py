@@ -29,6 +29,7 @@ ALLOWED = {
         "decision",
         "engine",
         "finetune",
+        "losses",
         "metrics",
         "model",
         "networks",

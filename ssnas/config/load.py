@@ -8,6 +8,7 @@ main run, in papers/rows.yaml for the rows of the papers' tables.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from ssnas.config.schema import (
     check_value,
     choices_of,
 )
-from ssnas.errors import InputError
+from ssnas.errors import InputError, shown
 
 PARAMS = Path("params.yaml")
 ROWS = Path("papers/rows.yaml")
@@ -83,8 +84,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ) from error
     except _DuplicateKey as error:
         raise InputError(f"{path}: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: not valid YAML: nested too deeply") from error
     if not isinstance(document, dict):
         raise InputError(f"{path}: found {type(document).__name__}; accepted is a mapping")
     return document
@@ -189,7 +194,7 @@ def _routed(document: Mapping[str, Any], section: str, path: str) -> dict[str, A
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{where}: found {value!r}; accepted is a mapping")
+        raise InputError(f"{where}: found {shown(value)}; accepted is a mapping")
     return value
 
 
@@ -197,7 +202,9 @@ def _preset(params: Mapping[str, Any], scale: Any, path: str, where: str) -> dic
     """Look up the sections that a scale presets in params.yaml; `where` is the key of the scale."""
     scales = _mapping(params.get("scales"), f"{path}: scales")
     if scale not in list(scales):
-        raise InputError(f"{where}: found {scale!r}; choose from {', '.join(map(str, scales))}")
+        raise InputError(
+            f"{where}: found {shown(scale)}; choose from {', '.join(map(str, scales))}"
+        )
     preset = _mapping(scales[scale], f"{path}: scales.{scale}")
     for section, values in preset.items():
         if section not in SCALED or not isinstance(values, dict):
@@ -298,6 +305,8 @@ def _chain(document: Mapping[str, Any], kind: str, key: str, path: Path) -> Iter
     for required in ("name", "scale", *([reference.key] if reference else [])):
         if required not in entry:
             raise InputError(f"{where}: the key {required!r} is missing")
+    for path_part in ("name", "scale"):
+        _check_name(entry[path_part], f"{where}.{path_part}")
     yield _Link(kind, where, entry)
     if reference is None:
         return
@@ -312,6 +321,18 @@ def _chain(document: Mapping[str, Any], kind: str, key: str, path: Path) -> Iter
         f"{where}.{reference.key}: no {reference.kind} entry is named {entry[reference.key]!r} at "
         f"scale {entry['scale']!r}"
     )
+
+
+def _check_name(value: Any, where: str) -> None:
+    """Check a name that becomes a folder.
+
+    Raises:
+        InputError: for what is no text, or could lead elsewhere.
+    """
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", value):
+        raise InputError(
+            f"{where}: found {shown(value)}; accepted is a name of letters, digits and . _ + -"
+        )
 
 
 def _sections(link: _Link, preset: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssnas.errors import InputError
+from ssnas.errors import InputError, shown
 
 TRANSFER_WEIGHTS = ("search", "finetune", "none")
 
@@ -39,7 +39,7 @@ class Data:
 
     dataset: str = "digits"
     """Source of the images: a name, a folder or an `.npz` file. Published: CIFAR-10, ChestMNIST."""
-    size: int | None = _key(None, low=8)
+    size: int | None = _key(None, low=8, high=4096)
     """Side of the square images in pixels; null keeps the source's. Published: 28 (ChestMNIST), 28
     and 224 (X-rays)."""
     channels: str = _key("keep", choices="ssnas.data.folders:CHANNELS")
@@ -47,12 +47,12 @@ class Data:
     profile: str = _key("exponential", choices="ssnas.data.longtail:PROFILES")
     """Profile: how many images each class keeps; `natural` keeps them all. Published: `power` in
     the text, `exponential` in the quoted baselines."""
-    imbalance: float = _key(10.0, low=1.0)
+    imbalance: float = _key(10.0, low=1.0, high=1e6)
     """Imbalance factor ρ: the largest class over the smallest. Published: 10 (CIFAR-10-LT)."""
-    largest_class: int | None = _key(None, low=1)
+    largest_class: int | None = _key(None, low=1, high=10**9)
     """Most images of the largest class; null: as many as the source's smallest class has. `natural`
     ignores it. Published: 5000, all."""
-    max_images: int | None = _key(None, low=2)
+    max_images: int | None = _key(None, low=2, high=10**9)
     """Most training images, and most validation images of the source, drawn at random after the
     profile; null: all."""
     val_fraction: float = _key(0.1, above=0.0, high=0.5)
@@ -104,21 +104,21 @@ class Sgd:
     mixed by the schedule `mixing`, of steepness `steepness` (see `ssnas.networks.bilateral`).
     """
 
-    epochs: int = _key(100, low=0)
+    epochs: int = _key(100, low=0, high=10**5)
     """Passes over the images that drive ω; a search of 0 gives a random genotype. Published: 100;
     Y24 40."""
-    batch_size: int = _key(32, low=2)
+    batch_size: int = _key(32, low=2, high=2**16)
     """Images a step; in a search for each of α and ω, under `bilateral` for each sampler.
     Published: 32; Y24 64; H24 128."""
-    learning_rate: float = _key(0.025, above=0.0)
+    learning_rate: float = _key(0.025, above=0.0, high=100.0)
     """Learning rate of SGD, annealed along a cosine. Published: 0.025; H24 0.02."""
-    min_learning_rate: float = _key(0.0, low=0.0)
+    min_learning_rate: float = _key(0.0, low=0.0, high=100.0)
     """Learning rate at the end of the annealing. Published: open; Y24 0.001."""
     momentum: float = _key(0.9, low=0.0, high=1.0)
     """Momentum of SGD. Published: 0.9."""
-    weight_decay: float = _key(3e-4, low=0.0)
+    weight_decay: float = _key(3e-4, low=0.0, high=1.0)
     """Decay of all weights ω. Published: 3e-4."""
-    gradient_clip: float = _key(5.0, above=0.0)
+    gradient_clip: float = _key(5.0, above=0.0, high=1e9)
     """Largest norm of the gradient. Published: 5 (DARTS)."""
     crop_padding: float = _key(0.125, low=0.0, high=0.5)
     """Largest shift of the random crop, as a share of the side; in a search with `supervised`
@@ -130,7 +130,7 @@ class Sgd:
     mixing: str = _key("parabolic", choices="ssnas.networks.bilateral:SCHEDULES")
     """Mixing ratio a of `bilateral`, the share of the first branch, over the progress t/T: 1 −
     (t/T)², 1/(1 + exp(k (t/T − ½))), ½, 0. Published: H24 all four."""
-    steepness: float = _key(10.0, above=0.0)
+    steepness: float = _key(10.0, above=0.0, high=1e4)
     """k of the mixing `reverse-sigmoid`. Published: open."""
 
 
@@ -147,17 +147,17 @@ class Search(Sgd):
     objective: str = _key("barlow-twins", choices="ssnas.training.objectives:OBJECTIVES")
     """Loss of ω and α; `supervised` is cross-entropy, and needs one label an image. Published:
     `barlow-twins`."""
-    channels: int = _key(16, low=2)
+    channels: int = _key(16, low=2, high=4096)
     """Channels C of the first cell; each reduction cell doubles them. Published: open."""
-    cells: int = _key(3, low=3)
+    cells: int = _key(3, low=3, high=100)
     """Number of cells L; the reduction cells are at ⌊L/3⌋ and ⌊2L/3⌋. Published: 3; Y24, H24 8."""
-    stem_multiplier: int = _key(3, low=1)
+    stem_multiplier: int = _key(3, low=1, high=64)
     """The stem has this times C channels. Published: 3 (DARTS, CIFAR-10), 1 (DARTS, ImageNet)."""
     stem: str = _key("cifar", choices="ssnas.networks.backbone:STEMS")
     """Layers before the first cell: one convolution at full resolution, or three that reduce large
     images to an eighth; derived networks and transfers keep it. Published: `cifar`; `imagenet`
     (DARTS, ImageNet)."""
-    partial: int = _key(1, low=1)
+    partial: int = _key(1, low=1, high=4096)
     """K: the operations see 1/K of the channels, and edges are normalised (PC-DARTS), which saves
     memory; a divisor of `channels`, above 1 with `softmax` and without `bilateral`. Published: 4
     (PC-DARTS)."""
@@ -172,25 +172,25 @@ class Search(Sgd):
     heterogeneous: bool = False
     """HLS: multiply the learning rate of the backbone's α by exp(1 − 1/a); with `bilateral`.
     Published: true (H24)."""
-    alpha_learning_rate: float = _key(3e-4, above=0.0)
+    alpha_learning_rate: float = _key(3e-4, above=0.0, high=100.0)
     """Learning rate of Adam on α. Published: 3e-4 (DARTS, Y24); H24 0.02."""
-    alpha_weight_decay: float = _key(1e-3, low=0.0)
+    alpha_weight_decay: float = _key(1e-3, low=0.0, high=1.0)
     """Weight decay of Adam on α. Published: 1e-3 (DARTS, Y24)."""
     zero_one_norm: str = _key("l2", choices="ssnas.losses:ZERO_ONE_NORMS")
     """Form of the zero-one loss. Published: `l2`; Y24 `l1`."""
-    zero_one_weight: float = _key(10.0, low=0.0)
+    zero_one_weight: float = _key(10.0, low=0.0, high=1e6)
     """Weight of the zero-one loss beside the objective; 0 switches it off. Published: 10
     (FairDARTS)."""
-    projector: int = _key(512, low=2)
+    projector: int = _key(512, low=2, high=2**16)
     """Width of the three-layer projector behind the network. Published: open; 8192 (Barlow Twins,
     ImageNet)."""
-    loss_scale: float = _key(0.024, above=0.0)
+    loss_scale: float = _key(0.024, above=0.0, high=1e6)
     """Factor of the Barlow Twins loss. Published: 0.024 (Barlow Twins' code)."""
-    lambd: float = _key(0.005, low=0.0)
+    lambd: float = _key(0.005, low=0.0, high=1e6)
     """λ of the Barlow Twins loss. Published: 0.005 (Barlow Twins)."""
-    temperature: float = _key(0.5, above=0.0)
+    temperature: float = _key(0.5, above=0.0, high=1e6)
     """Temperature of NT-Xent. Published: 0.5 (SimCLR, CIFAR-10)."""
-    knn_every: int = _key(1, low=0)
+    knn_every: int = _key(1, low=0, high=10**5)
     """Epochs between measurements of the nearest-neighbour accuracy; 0: never."""
 
 
@@ -219,17 +219,17 @@ class Finetune(Sgd):
     `pretrain_epochs` train it with the search's self-supervised objective first (SSNAS).
     """
 
-    epochs: int = _key(600, low=0)
+    epochs: int = _key(600, low=0, high=10**5)
     """Passes over the training images; 0 leaves the network as it starts. Published: 600; Y24 150.
     """
     network: str = _key("derived", choices="ssnas.networks.factory:NETWORKS")
     """Network to train: the derived one, the searched supernet itself (needs `search.objective` as
     `supervised`), or a published one. Published: `derived`; H24 `supernet`."""
-    cells: int | None = _key(None, low=3)
+    cells: int | None = _key(None, low=3, high=100)
     """Cells of the derived network; null: as searched. Published: as searched."""
-    channels: int | None = _key(None, low=2)
+    channels: int | None = _key(None, low=2, high=4096)
     """C of the derived network; null: as searched. Published: as searched."""
-    pretrain_epochs: int = _key(0, low=0)
+    pretrain_epochs: int = _key(0, low=0, high=10**5)
     """Epochs of the search's self-supervised objective before the labels. Published: 0; SSNAS
     above 0."""
     inherit: bool = True
@@ -240,11 +240,11 @@ class Finetune(Sgd):
     loss: str = _key("focal+la", choices="ssnas.losses:LOSSES")
     """Training loss; `+la` is logit adjustment. In params.yaml the top-level `loss` sets it.
     Published: `focal+la`."""
-    gamma: float = _key(2.0, low=0.0)
+    gamma: float = _key(2.0, low=0.0, high=100.0)
     """γ of the focal loss. Published: 2."""
-    tau: float = _key(1.0, low=0.0)
+    tau: float = _key(1.0, low=0.0, high=100.0)
     """τ of the logit adjustment. Published: 1."""
-    early_stop: int = _key(0, low=0)
+    early_stop: int = _key(0, low=0, high=10**5)
     """Epochs without a better validation figure before training stops, with the best weights; 0:
     train to the end. Published: 0."""
 
@@ -260,11 +260,11 @@ class Transfer:
     dataset: str | None = None
     """Data set that genotype and weights move to; forms as `data.dataset`; null: no transfer.
     Published: the COVID-19 X-rays."""
-    size: int | None = _key(None, low=8)
+    size: int | None = _key(None, low=8, high=4096)
     """As `data.size`. Published: 28 and 224."""
     channels: str = _key("keep", choices="ssnas.data.folders:CHANNELS")
     """As `data.channels`."""
-    folds: int = _key(5, low=2)
+    folds: int = _key(5, low=2, high=1000)
     """Parts of the cross-validation, where the data set has no test images. Published: 5."""
     val_fraction: float = _key(0.1, above=0.0, high=0.5)
     """Share of the training images held out for validation. Published: open."""
@@ -281,7 +281,7 @@ class Transfer:
     `search`."""
     loss: str = _key("focal+la", choices="ssnas.losses:LOSSES")
     """Training loss. In params.yaml the top-level `loss` sets it. Published: `focal+la`."""
-    epochs: int = _key(100, low=1)
+    epochs: int = _key(100, low=1, high=10**5)
     """Passes over the training images of each fold. Published: open."""
 
 
@@ -417,15 +417,17 @@ def check_value(
         with contextlib.suppress(ValueError):
             value = float(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        # An integer may be too large for a float.
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     if type(value) is not kind:
         names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         accepted = names[kind] + (" or null" if optional else "")
-        raise InputError(f"{where}: found {value!r}; accepted is {accepted}")
+        raise InputError(f"{where}: found {shown(value)}; accepted is {accepted}")
     if "choices" in limits:
         choices = choices_of(limits["choices"])
         if value not in choices:
-            raise InputError(f"{where}: found {value!r}; choose from {', '.join(choices)}")
+            raise InputError(f"{where}: found {shown(value)}; choose from {', '.join(choices)}")
     if kind in (int, float):
         _check_range(where, value, limits)
     return value
@@ -452,6 +454,9 @@ def _check_range(where: str, value: float, limits: Mapping[str, Any]) -> None:
         ("high", "at most", lambda bound: value <= bound),
     ]
     holds = [(word, limits[name], test) for name, word, test in bounds if name in limits]
-    if not math.isfinite(value) or not all(test(bound) for _, bound, test in holds):
-        accepted = " and ".join(f"{word} {bound:g}" for word, bound, _ in holds) or "finite numbers"
-        raise InputError(f"{where}: found {value!r}; accepted is {accepted}")
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    if infinite or not all(test(bound) for _, bound, test in holds):
+        accepted = (
+            " and ".join(f"{word} {bound:,.10g}" for word, bound, _ in holds) or "finite numbers"
+        )
+        raise InputError(f"{where}: found {shown(value)}; accepted is {accepted}")

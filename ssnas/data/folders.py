@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ssnas.data.listing import EXTENSIONS, File, list_folder
+from ssnas.data.listing import EXTENSIONS, File, list_folder, name_in
 from ssnas.data.longtail import is_integer
 from ssnas.data.types import SPLITS, Dataset
 from ssnas.errors import InputError
@@ -84,6 +84,7 @@ class Folder(NamedTuple):
             all have 8.
         skipped: the unreadable images that were left out, relative to the folder.
         ignored: the files that are no images, see `ssnas.data.listing.Listing`.
+        linked: the links on the way to images, likewise.
     """
 
     splits: dict[str, Dataset | None]
@@ -91,6 +92,7 @@ class Folder(NamedTuple):
     white_level: int | None
     skipped: list[str]
     ignored: list[str]
+    linked: list[str]
 
 
 def check_options(options: Options) -> None:
@@ -219,7 +221,7 @@ def read_folder(folder: Path, options: Options) -> Folder:
             classes that differ between splits, an unreadable image (unless `bad_images` is
             `skip`), or images of different sizes where no `size` is set.
     """
-    files, class_names, ignored = list_folder(folder)
+    files, class_names, ignored, linked = list_folder(folder)
     if options.white_level is None:
         options = options._replace(white_level=white_level([file.path for file in files]))
     digest = hashlib.sha256()
@@ -227,7 +229,7 @@ def read_folder(folder: Path, options: Options) -> Folder:
     skipped: list[str] = []
     images = _Stack(len(files))
     for file, content_hash, result in _read_all(files, options):
-        name = file.path.relative_to(folder).as_posix()
+        name = name_in(folder, file.path)
         digest.update(f"{name}\0{content_hash}\n".encode())
         if isinstance(result, InputError):
             BAD_IMAGES[options.bad_images](file.path, result)
@@ -242,7 +244,7 @@ def read_folder(folder: Path, options: Options) -> Folder:
         images.add(result)
     _check_every_class(files, kept)
     splits = {split: _gather(folder, split, kept, images.all, class_names) for split in SPLITS}
-    return Folder(splits, digest.hexdigest(), options.white_level, skipped, ignored)
+    return Folder(splits, digest.hexdigest(), options.white_level, skipped, ignored, linked)
 
 
 class _Stack:
@@ -423,7 +425,7 @@ def _set_pixel_limit() -> None:
     if text is None:
         return
     try:
-        Image.MAX_IMAGE_PIXELS = int(float(text) * 1e6 / 2)
+        Image.MAX_IMAGE_PIXELS = int(float(text) * 1e6)  # from twice as many on it refuses
     except (ValueError, OverflowError):
         raise InputError(
             f"{MAX_MEGAPIXELS}: found {text!r}; accepted: a number of megapixels"
@@ -452,5 +454,5 @@ def _gather(
         return None
     part = slice(chosen[0], chosen[-1] + 1)
     labels = np.array([file.label for file in files[part]], dtype=np.int64)
-    names = [file.path.relative_to(folder).as_posix() for file in files[part]]
+    names = [name_in(folder, file.path) for file in files[part]]
     return Dataset(images[part], labels, class_names, ids=np.array(names, dtype=object))

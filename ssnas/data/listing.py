@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,11 +45,13 @@ class Listing(NamedTuple):
         class_names: the names of the class folders.
         ignored: files that are no images by their content and folders that repeat one above them,
             relative to the folder. Hidden and system files are not listed.
+        linked: the links on the way to images, relative to the folder.
     """
 
     files: list[File]
     class_names: tuple[str, ...]
     ignored: list[str]
+    linked: list[str]
 
 
 def list_folder(folder: Path) -> Listing:
@@ -81,8 +85,39 @@ def list_folder(folder: Path) -> Listing:
                     f"{' '.join(EXTENSIONS)}, or images by their content"
                 )
             files += [File(split, label, path) for path in images]
-            ignored += [path.relative_to(folder).as_posix() for path in others]
-    return Listing(files, class_names, ignored)
+            ignored += [name_in(folder, path) for path in others]
+    linked = sorted({name_in(folder, link) for file in files for link in _links(folder, file.path)})
+    return Listing(files, tuple(map(_text, class_names)), ignored, linked)
+
+
+def name_in(folder: Path, path: Path) -> str:
+    """Name a file by its path within a folder; bytes that are no UTF-8 are escaped.
+
+    Example:
+        >>> name_in(Path("photos"), Path("photos/cat/1.png"))
+        'cat/1.png'
+    """
+    return _text(path.relative_to(folder).as_posix())
+
+
+def _text(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _links(folder: Path, path: Path) -> Iterator[Path]:
+    """Yield what leads out of the folder on the way to a file: linked folders, or the file."""
+    if _is_link(folder):
+        yield folder
+    for part in (path, *path.parents):
+        if part == folder:
+            return
+        if _is_link(part):
+            yield part
+
+
+@lru_cache(maxsize=4096)
+def _is_link(path: Path) -> bool:
+    return path.is_symlink()
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from ssnas.data.listing import visible_files
@@ -28,7 +29,8 @@ def content_digest(path: Path) -> str:
         return sha256_of(path)
     content = hashlib.sha256()
     for file in visible_files(path)[0]:
-        content.update(f"{file.relative_to(path).as_posix()} {sha256_of(file)}\n".encode())
+        name = os.fsencode(file.relative_to(path).as_posix())
+        content.update(name + f" {sha256_of(file)}\n".encode())
     return content.hexdigest()
 
 

@@ -136,6 +136,10 @@ def load(
     splits = {
         split: convert(data, options) for split, data in source.splits.items() if data is not None
     }
+    splits = {
+        split: data if data.ids is not None else dataclasses.replace(data, ids=np.arange(len(data)))
+        for split, data in splits.items()
+    }
     train = splits["train"]
     provenance = {
         "source": name,
@@ -324,6 +328,7 @@ def _folder(name: str, raw: Path, options: Options) -> RawSource:
         "skipped": {"count": len(folder.skipped), "names": folder.skipped},
         "ignored": {"count": len(folder.ignored), "names": folder.ignored[:LISTED]},
         "white_level": folder.white_level,
+        "linked": {"count": len(folder.linked), "names": folder.linked[:LISTED]},
     }
     return RawSource(folder.splits, True, name, folder.sha256, left_out)
 

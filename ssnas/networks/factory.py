@@ -43,7 +43,7 @@ def build_network(
         >>> build_network(config, Search(), None, 10, (32, 32, 3)).classifier
         Linear(in_features=64, out_features=10, bias=True)
     """
-    _check_options(config, search)
+    check_network(config, search)
     height, _, in_channels = image_shape
     if config.network == "supernet":
         return build_supernet(search, in_channels, num_classes)
@@ -66,8 +66,18 @@ def build_network(
     return network
 
 
-def _check_options(config: Finetune, search: Search) -> None:
-    """Refuse options that would otherwise be ignored, or fail far from their cause."""
+def check_network(config: Finetune, search: Search) -> None:
+    """Refuse options that would otherwise be ignored, or fail far from their cause.
+
+    Raises:
+        InputError: naming the option.
+
+    Example:
+        >>> check_network(Finetune(network="resnet-32", cells=4), Search())
+        Traceback (most recent call last):
+        ssnas.errors.InputError: finetune.cells: found 4 with network 'resnet-32'; accepted with \
+network derived alone
+    """
     if config.network == "derived":
         return
     for key in ("cells", "channels", "pretrain_epochs"):

@@ -16,6 +16,7 @@ from ssnas.pipeline.artifacts import (
     write_csv,
     write_json,
 )
+from ssnas.pipeline.checks import check_training
 from ssnas.pipeline.lineage import identity, record
 from ssnas.pipeline.readers import network_of, read_splits, searched_weights
 from ssnas.runtime.device import choose_device, machine, peak_memory_mb, seed_everything
@@ -28,6 +29,7 @@ def finetune(run: Run) -> None:
     """Write the trained network, its figures by epoch, its size and its cost."""
     places, device, config = Places.of(run), choose_device(run.device), run.finetune
     splits, seed = read_splits(run), run.seeds["rows"]
+    check_training(config, run.search, splits.train)
     data = TrainingData.of(splits)
     seed_everything(seed)
     network, weights = network_of(run, splits.train), searched_weights(run)

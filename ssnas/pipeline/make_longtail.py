@@ -1,9 +1,12 @@
 """Read the source, hold out test and validation images, and make the rest long-tailed."""
 
+import logging
 from typing import Any
 
 from ssnas.config.decide import named_prior
 from ssnas.config.schema import Data, Run, Transfer
+from ssnas.data.checks import oddities
+from ssnas.data.folders import DEEPEST
 from ssnas.data.sources import load
 from ssnas.data.splits import split
 from ssnas.data.splits import write as write_splits
@@ -11,6 +14,8 @@ from ssnas.data.types import Source, Splits
 from ssnas.errors import InputError
 from ssnas.pipeline.artifacts import RAW, Places, write_csv, write_json
 from ssnas.pipeline.lineage import made_from, record
+
+log = logging.getLogger(__name__)
 
 
 def make_longtail(run: Run) -> None:
@@ -30,10 +35,14 @@ def make_longtail(run: Run) -> None:
         seed=run.seeds["datasets"],
         max_images=data.max_images,
     )
+    warnings = warnings_of(splits)
+    for warning in warnings:
+        log.warning("warning: %s", warning)
     about = made_from(run, "splits")
     write_splits(splits, places.splits)
     record(run, "splits", about)
-    write_json(places.metrics("datasets", "data.json"), splits.provenance)
+    about_images = {**splits.provenance, "warnings": warnings}
+    write_json(places.metrics("datasets", "data.json"), about_images)
     write_csv(places.metrics("datasets", "class_counts.csv"), _class_counts(splits))
 
 
@@ -55,6 +64,33 @@ def source_of(data: Data | Transfer) -> Source:
         data.white_level,
         data.groups,
     )
+
+
+def warnings_of(splits: Splits) -> list[str]:
+    """List what a person should know of the images, and of how they were read."""
+    read = splits.provenance
+    lines = oddities(splits)
+    for key, text in (
+        ("skipped", "{} unreadable image files were left out"),
+        ("ignored", "{} files are no images, and were left out"),
+        (
+            "linked",
+            "{} links lead out of the folder, where DVC does not look: after a change there, run "
+            "`dvc repro -f inputs`",
+        ),
+    ):
+        listed = read.get(key) or {}
+        if listed.get("count"):
+            names = ", ".join(listed["names"][:3])
+            more = ", …" if listed["count"] > 3 else ""
+            lines.append(f"{text.format(listed['count'])} ({names}{more})")
+    white = read.get("white_level")
+    if white and white < DEEPEST:
+        lines.append(
+            f"the images hold values up to {white} at most, which was taken for white; "
+            "data.white_level says otherwise"
+        )
+    return lines
 
 
 def _class_counts(splits: Splits) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from ssnas.pipeline.artifacts import (
     write_csv,
     write_json,
 )
+from ssnas.pipeline.checks import check_search_memory, check_training
 from ssnas.pipeline.lineage import identity, record
 from ssnas.pipeline.readers import read_splits
 from ssnas.runtime.device import choose_device, machine, peak_memory_mb
@@ -30,6 +31,9 @@ def run_search(run: Run) -> None:
     """Write the searched supernet, and α and the losses by epoch."""
     places, device = Places.of(run), choose_device(run.device)
     splits = read_splits(run)
+    if "rows" in run.folders:  # what would otherwise end the run after the search
+        check_training(run.finetune, run.search, splits.train)
+    check_search_memory(run.search, splits.train, device)
     images, monitor = _images(run, splits, device), None
     if not splits.train.multi_label:
         labelled = (

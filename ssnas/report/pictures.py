@@ -25,6 +25,7 @@ from ssnas.report.style import (
     INK,
     LIGHT,
     MUTED,
+    drawable,
     integer_ticks,
     op_colour,
     op_style,
@@ -61,7 +62,7 @@ def class_counts_picture(csv: Path, png: Target) -> None:
                 )
         axes.set(ylabel="images", title="Images per class, before and in the training set")
         axes.grid(axis="y")
-        _name_classes(axes, list(table["name"]))
+        _name_classes(axes, drawable(list(table["name"])))
         figure.legend(loc="outside upper right", ncols=2)
         save(figure, png)
 
@@ -86,6 +87,7 @@ def confusion_picture(csv: Path, png: Target) -> None:
                 text = axes.text(column, row, str(count) if count else "·", fontsize=size)
                 text.set(ha="center", va="center", color=colour)
         axes.set(xlabel="predicted class", ylabel="actual class", title="Confusion of test images")
+        names = drawable(names)
         _name_classes(axes, names)
         ticks = axes.get_xticks()
         axes.set_yticks(ticks, [shorten(names[int(tick)]) for tick in ticks], fontsize=_size(names))
@@ -117,7 +119,7 @@ def per_class_picture(csv: Path, png: Target) -> None:
         axes.set(ylim=(0, 1.02), ylabel=f"{label} on the test images")
         axes.set_title(f"{label[0].upper()}{label[1:]} of each {kind}, most frequent first")
         axes.grid(axis="y")
-        _name_classes(axes, list(table["name"]))
+        _name_classes(axes, drawable(list(table["name"])))
         _draw_counts(axes.twinx(), table["train_images"].clip(lower=1))
         save(figure, png)
 

@@ -104,6 +104,11 @@ class Run:
             f"{len(self.per_class)} {'labels' if self.class_figure == 'auc' else 'classes'}",
         )
 
+    @property
+    def warnings(self) -> list[str]:
+        """What is odd about the images, see `ssnas.data.checks`."""
+        return [str(line) for line in self.data.get("warnings") or []]
+
     def split_sizes(self) -> str:
         """The images of each split: "train 8,000 · val 2,000 · test 10,000"."""
         sizes = self.data.get("images") or {}

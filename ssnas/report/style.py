@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import matplotlib
+from matplotlib import font_manager
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator
@@ -36,6 +38,26 @@ _OPS = {
     "dil_conv_5x5": ("dilated convolution", "--"),
 }
 _FAMILIES = {"sep_conv": "separable convolution", "dil_conv": "dilated convolution"}
+
+_FALLBACKS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK KR",
+    "Source Han Sans",
+    "WenQuanYi Zen Hei",
+    "IPAexGothic",
+    "Hiragino Sans",
+    "PingFang SC",
+    "Apple SD Gothic Neo",
+    "Microsoft YaHei",
+    "Yu Gothic",
+    "Malgun Gothic",
+    "Noto Sans Arabic",
+    "Noto Sans Hebrew",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+    "Arial Unicode MS",
+)
 
 _RC = {
     "font.family": "sans-serif",
@@ -98,6 +120,37 @@ def shorten(name: str, limit: int = 18) -> str:
     return literal(name if len(name) <= limit else name[: limit - 1].rstrip() + "…")
 
 
+def drawable(names: Sequence[str]) -> list[str]:
+    """Give the names as a picture can show them.
+
+    A name with characters that no font here has becomes "class k"; the page's table has it written
+    out, in the same order.
+
+    >>> drawable(["cat", "\U000f0000"])
+    ['cat', 'class 1']
+    """
+    known = _characters()
+    return [
+        name if known.issuperset(map(ord, name)) else f"class {k}" for k, name in enumerate(names)
+    ]
+
+
+@lru_cache
+def _fallback_fonts() -> tuple[str, ...]:
+    """Name the installed fonts that have many scripts, for names that DejaVu cannot write."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return tuple(name for name in _FALLBACKS if name in installed)
+
+
+@lru_cache
+def _characters() -> frozenset[int]:
+    known: set[int] = set()
+    for family in ("DejaVu Sans", *_fallback_fonts()):
+        font = font_manager.get_font(font_manager.findfont(family))
+        known.update(font.get_charmap())
+    return frozenset(known)
+
+
 def literal(text: str) -> str:
     """Escape the dollar signs of `text`: matplotlib reads two of them as mathematics."""
     return text.replace("$", r"\$")
@@ -115,6 +168,7 @@ def styled() -> Iterator[None]:
     """Draw within the context in our style over matplotlib's defaults, not the user's."""
     look: dict[Any, Any] = {**matplotlib.rcParamsDefault, **_RC}
     look.pop("backend")  # not ours to change
+    look["font.sans-serif"] = ["DejaVu Sans", *_fallback_fonts()]
     with matplotlib.rc_context(look):
         yield
 

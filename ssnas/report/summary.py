@@ -37,6 +37,7 @@ def summary(folder: Path, report: Path = _REPORT, title: str = "") -> str:
         *_field("data", f"{run.dataset} · {run.sampling()}", 2),
         *_field("origin", run.origin(), 2),
         *_field("images", run.split_sizes(), 1),
+        *_field("warnings", "; ".join(run.warnings), 3),
         *_field("normal cell", ops_in_words(run.genotype.normal), 2),
         *_field("reduction cell", ops_in_words(run.genotype.reduce), 2),
         *_field("network", run.network(), 2),

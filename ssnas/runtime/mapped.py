@@ -120,6 +120,7 @@ def write_npz(file: IO[bytes], arrays: dict[str, np.ndarray]) -> None:
         >>> import io
         >>> file = io.BytesIO()
         >>> write_npz(file, {"a": np.arange(3)})
+        >>> _ = file.seek(0)
         >>> np.load(file)["a"]
         array([0, 1, 2])
     """

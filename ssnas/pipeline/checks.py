@@ -1,0 +1,120 @@
+"""What can be known before a training begins, and would otherwise end it after minutes or hours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ssnas.config.schema import Finetune, Search
+from ssnas.data.types import Dataset
+from ssnas.errors import InputError
+from ssnas.losses import LOSSES, make_loss
+from ssnas.networks.bilateral import build_supernet
+from ssnas.networks.factory import check_network
+from ssnas.runtime.memory import available_memory, training_memory
+
+SMALL = 2**28
+"""Bytes below which no estimate is worth its seconds."""
+
+
+def check_training(config: Finetune, search: Search, train: Dataset) -> None:
+    """Check that a network can be trained on these images with its loss.
+
+    Raises:
+        InputError: naming the loss and the class or label that it cannot be used with, or an option
+            of the network.
+    """
+    check_network(config, search)
+    if _works(config.loss, config, train):
+        return
+    counts = dict(zip(train.class_names, train.counts, strict=True))
+    never = [name for name, count in counts.items() if count == 0]
+    always = [name for name, count in counts.items() if train.multi_label and count == len(train)]
+    working = [name for name in LOSSES if _works(name, config, train)]
+    reasons = [
+        f"{_quoted(names)} {'occurs' if len(names) == 1 else 'occur'} {how} among the training "
+        "images"
+        for names, how in ((never, "never"), (always, "on every image"))
+        if names
+    ]
+    if not reasons:
+        # Not these images: the loss's own message says more.
+        _make(config.loss, config, train)
+    raise InputError(
+        f"loss: found {config.loss!r}, but {' and '.join(reasons)}; choose from "
+        f"{', '.join(working)}, or leave that class out"
+    )
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _works(loss: str, config: Finetune, train: Dataset) -> bool:
+    try:
+        _make(loss, config, train)
+    except InputError:
+        return False
+    return True
+
+
+def _make(loss: str, config: Finetune, train: Dataset) -> None:
+    make_loss(
+        loss,
+        train.counts,
+        num_images=len(train),
+        multi_label=train.multi_label,
+        gamma=config.gamma,
+        tau=config.tau,
+        epochs=config.epochs,
+    )
+
+
+def check_search_memory(search: Search, train: Dataset, device: torch.device) -> None:
+    """Check that a step of the search fits the memory.
+
+    Raises:
+        InputError: with the estimate, what there is, and the parameters that lower it.
+    """
+    height, width, channels = train.images.shape[1:]
+    views = 1 if search.objective == "supervised" else 2
+    batch = views * min(search.batch_size, len(train))
+    pixels = height * width // (64 if search.stem == "imagenet" else 1)
+    # 400 values a channel and pixel in each cell are twice what the supernet keeps.
+    bound = 4 * search.cells * search.channels * (400 * batch * pixels + 4000 * search.channels)
+
+    def forward(network: nn.Module, images: Tensor) -> object:
+        return network.features(images, network.architecture())  # type: ignore[operator]
+
+    _check_memory(
+        lambda: build_supernet(search, channels, train.num_classes if views == 1 else None),
+        forward,
+        [batch, channels, height, width],
+        bound // (search.cells if search.checkpoint else 1),
+        device,
+        "the search",
+        "search.batch_size, search.channels or data.size, or set search.checkpoint: true",
+    )
+
+
+def _check_memory(
+    build: Callable[[], nn.Module],
+    forward: Callable[[nn.Module, Tensor], object],
+    shape: list[int],
+    bound: int,
+    device: torch.device,
+    work: str,
+    remedy: str,
+) -> None:
+    available = available_memory(device)
+    if available is None or bound < max(SMALL, available // 2):
+        return
+    estimate = training_memory(build, forward, shape)
+    # The compiled kernels keep half of what PyTorch would.
+    if estimate // 2 > available:
+        raise InputError(
+            f"memory: {work} would take about {estimate / 2**30:,.0f} GiB, and there are "
+            f"{available / 2**30:,.1f}; lower {remedy}"
+        )
