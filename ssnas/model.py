@@ -204,11 +204,8 @@ class Model:
             raise InputError(f"{path}: not found; accepted: a model.ssnas") from None
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise InputError(f"{path}: damaged or no model ({error})") from None
-        text = metadata.get("ssnas", "")
-        if metadata.get("sha256", _checksum(weights, text)) != _checksum(weights, text):
-            raise InputError(f"{path}: damaged (its checksum differs); fetch or make it anew")
         try:
-            description = Description.from_json(text)
+            description = Description.from_json(_without_checksum(metadata, weights))
             network = description.network()
             network.load_state_dict(weights)
         except InputError as error:
@@ -222,7 +219,9 @@ class Model:
         state = self.network.state_dict()
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         text = self.description.to_json()
-        content = save(weights, {"ssnas": text, "sha256": _checksum(weights, text)})
+        # One entry: safetensors writes several in any order, and equal models give equal bytes.
+        entry = json.dumps(json.loads(text) | {"sha256": _checksum(weights, text)})
+        content = save(weights, {"ssnas": entry})
         with written_whole(Path(path)) as partial_path:
             partial_path.write_bytes(content)
 
@@ -388,7 +387,26 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> Model:
 
 
 def _checksum(weights: Mapping[str, Tensor], description: str) -> str:
-    return hashlib.sha256(save(dict(weights)) + description.encode()).hexdigest()
+    text = json.dumps(json.loads(description), sort_keys=True)
+    return hashlib.sha256(save(dict(weights)) + text.encode()).hexdigest()
+
+
+def _without_checksum(metadata: Mapping[str, str], weights: Mapping[str, Tensor]) -> str:
+    """Return the description of a model's file, once its checksum is compared.
+
+    Raises:
+        InputError: if it differs.
+    """
+    text = metadata.get("ssnas", "")
+    try:
+        document = json.loads(text)
+        written = document.pop("sha256", None)
+    except (ValueError, AttributeError):
+        return text  # reading the description says what is wrong
+    text = json.dumps(document)
+    if written is not None and written != _checksum(weights, text):
+        raise InputError("damaged (its checksum differs); fetch it or make it anew")
+    return text
 
 
 def _items(

@@ -169,6 +169,7 @@ def changed(path, **fields):
     """Write the file's weights again, with other metadata."""
     with ssnas.model.safetensors.safe_open(path, "pt") as file:
         document = json.loads(file.metadata()["ssnas"])
+    document.pop("sha256")
     save_file(load_file(path), path, {"ssnas": json.dumps(document | fields)})
 
 

@@ -34,9 +34,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     except OSError as error:
+        named = str(error.filename or "")
+        reason = (
+            f"{error.strerror or error}{f': {named}' if named not in ('', str(partial)) else ''}"
+        )
         raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or the folder "
-            "writable, then run the same command again"
+            f"{path}: cannot be written ({reason}); make room or the folder writable, then run "
+            "the same command again"
         ) from error
     finally:
         with suppress(OSError):
