@@ -368,6 +368,11 @@ def _alpha_and_omega_images(count: int, config: Search, seed: int) -> tuple[Tens
     """
     # 40 · (1 − 0.8) comes out as 7.999999999999998.
     sizes = [int(count * share + 1e-6) for share in (1 - config.omega_share, config.omega_share)]
+    if min(sizes) < 2 <= count // 2:
+        raise InputError(
+            f"search.omega_share: found {config.omega_share:g}, by which of the {count} training "
+            f"images {sizes[0]} drive α and {sizes[1]} ω; accepted is what leaves both at least 2"
+        )
     if min(sizes) < config.batch_size:
         raise InputError(
             f"search.batch_size: found {config.batch_size}, but of the {count} training images "

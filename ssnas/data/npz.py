@@ -204,12 +204,15 @@ def _dataset(
         raise InputError(f"{path}: {split}_{error}") from None
 
 
-def labelled_arrays(images: ArrayLike, labels: ArrayLike) -> dict[str, np.ndarray]:
+def labelled_arrays(
+    images: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None
+) -> dict[str, np.ndarray]:
     """Make the arrays of an .npz of images in memory.
 
     Args:
         images: uint8 (N, H, W) or (N, H, W, C).
         labels: one of any type that can be sorted an image (N,), or 0 and 1 for each label (N, L).
+        groups: which images belong together, integers or text (N,).
 
     Raises:
         InputError: naming what is not of that form.
@@ -220,6 +223,7 @@ def labelled_arrays(images: ArrayLike, labels: ArrayLike) -> dict[str, np.ndarra
         (array([1, 0, 1]), array(['cat', 'dog'], dtype='<U3'))
     """
     images, labels = np.asarray(images), np.asarray(labels)
+    belonging = {} if groups is None else {"train_groups": np.asarray(groups)}
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise InputError(
             f"images: found {images.dtype} {images.shape}; accepted: uint8 (N, H, W) or "
@@ -232,10 +236,11 @@ def labelled_arrays(images: ArrayLike, labels: ArrayLike) -> dict[str, np.ndarra
     if labels.ndim == 2:
         if not np.isin(labels, (0, 1)).all():
             raise InputError("labels: found (N, L) with other values; accepted: 0 and 1")
-        return {"train_images": images, "train_labels": labels.astype(np.uint8)}
+        return {"train_images": images, "train_labels": labels.astype(np.uint8), **belonging}
     try:
         classes, encoded = np.unique(labels, return_inverse=True)
     except TypeError:
         raise InputError("labels: found values of several types; accepted: of one") from None
     names = np.array([str(name) for name in classes])
-    return {"train_images": images, "train_labels": encoded, "class_names": names}
+    arrays = {"train_images": images, "train_labels": encoded, "class_names": names}
+    return arrays | belonging

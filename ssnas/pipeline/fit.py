@@ -25,11 +25,13 @@ from ssnas.pipeline.lineage import ARTIFACTS, up_to_date
 from ssnas.pipeline.make_longtail import make_longtail
 from ssnas.pipeline.readers import read_splits
 from ssnas.pipeline.search import run_search
+from ssnas.runtime.files import written_whole
+from ssnas.runtime.mapped import write_npz
 
 log = logging.getLogger(__name__)
 
-Images = str | os.PathLike[str] | tuple[np.ndarray, np.ndarray]
-"""A folder of images, an .npz, a data set by name, or arrays (images, labels)."""
+Images = str | os.PathLike[str] | tuple[np.ndarray, ...]
+"""A folder of images, an .npz, a data set by name, or arrays (images, labels[, groups])."""
 
 
 def fit(
@@ -48,7 +50,8 @@ def fit(
     Args:
         data: a folder with a sub-folder a class (or train, val and test folders of those), an .npz
             in MedMNIST's layout, a data set by its name, or a pair of uint8 images (N, H, W) or
-            (N, H, W, C) and labels: one of any type an image, or 0 and 1 for each label (N, L).
+            (N, H, W, C) and labels: one of any type an image, or 0 and 1 for each label (N, L);
+            third may come groups (N,), such as the patients, each of which stays in one split.
         out: where data, weights, figures and checkpoints go, below it; None for nowhere, and no
             resuming.
         params: a file like params.yaml; None for the defaults of the command `ssnas fit`: the scale
@@ -104,11 +107,13 @@ def run_of(
         InputError: naming a wrong parameter, or data of another form.
     """
     if isinstance(data, tuple):
-        if len(data) != 2:
-            raise InputError(f"data: found {len(data)} arrays; accepted: (images, labels)")
+        if len(data) not in (2, 3):
+            raise InputError(
+                f"data: found {len(data)} arrays; accepted: (images, labels[, groups])"
+            )
         path = root / "data" / "images.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **labelled_arrays(*data))  # type: ignore[arg-type]
+        with written_whole(path) as partial, partial.open("wb") as file:
+            write_npz(file, labelled_arrays(*data))
         data = path
     if not isinstance(data, str | os.PathLike):
         raise InputError(

@@ -24,7 +24,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; {MAKE}") from error
+        raise InputError(
+            f"{path}: no such file; {MAKE}, or wait: a run may be under way"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); {MAKE}") from error
 

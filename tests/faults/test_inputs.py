@@ -304,6 +304,23 @@ def test_a_class_without_training_images_ends_before_the_search(project):
     assert code == 1 and len(lines) == 1 and "'never'" in lines[0], lines
 
 
+@pytest.mark.parametrize(
+    ("search", "words"),
+    [
+        ({"omega_share": 1e-9}, ["search.omega_share", "0 ω"]),
+        ({"batch_size": 500}, ["search.batch_size", "500"]),
+        ({"partial": 3}, ["search.partial"]),
+    ],
+)
+def test_options_of_the_search_are_named_by_their_key(project, search, words):
+    assert project.run("make-longtail")[0] == 0
+    project.params(search=search)
+    code, lines = project.run("search")
+    assert code == 1 and len(lines) == 1
+    assert all(word in lines[0] for word in words), lines[0]
+    assert not Path("artifacts").exists()
+
+
 @pytest.mark.parametrize("device", ["meta", "cuda:99", "gpu", ""])
 def test_devices(project, device):
     assert project.run("make-longtail")[0] == 0

@@ -15,6 +15,7 @@ from sklearn.model_selection import cross_val_score
 import ssnas
 import ssnas.pipeline.fit as module
 from ssnas.config.load import PRESETS, load_main, read_yaml
+from ssnas.data import read
 from ssnas.errors import InputError
 from ssnas.pipeline.artifacts import Places
 from ssnas.pipeline.derive_genotype import derive_genotype
@@ -149,6 +150,15 @@ def test_fit_takes_arrays_and_leaves_nothing(tmp_path, monkeypatch):
     assert model.class_names == ("dark", "grey", "white")
     assert (model.predict(images)["class"] == names).mean() > 0.8
     assert not list(tmp_path.iterdir())
+
+
+def test_fit_keeps_groups_together(tmp_path):
+    images, labels = drawn()
+    patients = np.array([f"p{i // 3}" for i in range(len(images))])
+    ssnas.fit((images, labels, patients), out=tmp_path, **SHORT)
+    made = read(tmp_path / "data" / "splits.npz")
+    sets = [set(part.groups.tolist()) for part in (made.train, made.val, made.test)]
+    assert sum(map(len, sets)) == len(set.union(*sets)) == 20
 
 
 def test_fit_of_several_labels(tmp_path):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 LINEAR_ITERATIONS = 300
-LINEAR_VALUES = 2**25
+LINEAR_VALUES = 2**24
 
 
 def linear_classifier(train: Dataset, test: Dataset) -> np.ndarray:
