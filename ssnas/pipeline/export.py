@@ -20,7 +20,9 @@ from ssnas.pipeline.evaluate import calibrate, trained_network
 from ssnas.pipeline.lineage import verified
 from ssnas.pipeline.readers import genotype_of, read_splits
 from ssnas.runtime.device import choose_device, machine
+from ssnas.runtime.mapped import spread
 
+COMPARED = 10_000
 REPEATS = 20
 BATCHES = (1, 64)
 PROVENANCE = ("source", "origin", "sha256", "note", "profile", "imbalance")
@@ -29,14 +31,17 @@ PROVENANCE = ("source", "origin", "sha256", "note", "profile", "imbalance")
 def export(run: Run) -> None:
     """Write model.ssnas and model.onnx, how far they differ, and how fast both are on a CPU.
 
-    The test images are shown to both; their labels are not read.
+    The test images, at most `COMPARED` of them, are shown to both; their labels are not read.
     """
     places, splits = Places.of(run), read_splits(run)
     model = model_of(run, splits, "cpu")
     graph = places.model.with_suffix(".onnx")
     model.save(places.model)
     model.export_onnx(graph)
-    images = (splits.test if len(splits.test) else splits.val).images
+    shown = splits.test if len(splits.test) else splits.val
+    images = (
+        shown.images if len(shown) <= COMPARED else shown.take(spread(len(shown), COMPARED)).images
+    )
 
     import onnxruntime
 
