@@ -24,7 +24,6 @@ from ssnas.config.schema import Finetune, Search, Views
 from ssnas.data.types import Dataset
 from ssnas.data.views import Normalise
 from ssnas.errors import InputError
-from ssnas.losses import make_loss
 from ssnas.networks.bilateral import BRANCHES, BilateralSupernet
 from ssnas.networks.derived import DerivedNetwork
 from ssnas.networks.supernet import Supernet
@@ -39,6 +38,7 @@ from ssnas.training.objectives import (
     SELF_SUPERVISED_LOSSES,
     Objective,
     SelfSupervised,
+    criterion_of,
     supervised,
 )
 from ssnas.training.optimizer import CosineSgd
@@ -234,15 +234,7 @@ def _supervised_objective(network: nn.Module, train: Dataset, config: Finetune) 
         InputError: for a loss that the labels, or a sampling scheme that the network does not
             allow.
     """
-    criterion = make_loss(
-        config.loss,
-        train.counts,
-        num_images=len(train),
-        multi_label=train.multi_label,
-        gamma=config.gamma,
-        tau=config.tau,
-        epochs=config.epochs,
-    )
+    criterion = criterion_of(config, train)
     if (config.sampling == "bilateral") != isinstance(network, BilateralSupernet):
         raise InputError(
             f"finetune.sampling: found {config.sampling!r} for a {type(network).__name__}; a "

@@ -85,18 +85,12 @@ def _repeated(parts: dict[str, Dataset], digests: dict[str, list[bytes]]) -> lis
         if mixed:
             is_in = _counted(train, mixed, "train", "is", "are")
             lines.append(f"{is_in} also there under another label")
-    for name in ("val", "test"):
-        leaked = [i for i, digest in enumerate(digests[name]) if digest in positions]
-        if leaked:
-            text = _counted(parts[name], leaked, name, "is also a", "are also", named=False)
-            image = "training image" if len(leaked) == 1 else "training images"
-            lines.append(f"{text} {image} ({_named(parts[name], leaked)})")
-    both = set(digests["val"]) & set(digests["test"]) - set(positions)
-    if both:
-        leaked = [i for i, digest in enumerate(digests["test"]) if digest in both]
-        text = _counted(parts["test"], leaked, "test", "is also a", "are also", named=False)
-        image = "validation image" if len(leaked) == 1 else "validation images"
-        lines.append(f"{text} {image} ({_named(parts['test'], leaked)})")
+    for name, other in (("val", "train"), ("test", "train"), ("test", "val")):
+        known = set(digests[other])
+        if other == "val":
+            known -= positions.keys()  # said already
+        leaked = [i for i, digest in enumerate(digests[name]) if digest in known]
+        lines += _also(parts[name], leaked, name, other, "also")
     return lines
 
 
@@ -112,10 +106,7 @@ def _near(parts: dict[str, Dataset], digests: dict[str, list[bytes]]) -> list[st
         near = [
             i for i in _near_duplicates(held.images, train.images) if digests[name][i] not in known
         ]
-        if near:
-            text = _counted(held, near, name, "is nearly a", "are nearly", named=False)
-            image = "training image" if len(near) == 1 else "training images"
-            lines.append(f"{text} {image} ({_named(held, near)})")
+        lines += _also(held, near, name, "train", "nearly")
     return lines
 
 
@@ -203,6 +194,15 @@ def _shared_groups(parts: dict[str, Dataset]) -> list[str]:
             groups = "1 group has" if shared == 1 else f"{shared:,} groups have"
             lines.append(f"{groups} images among the {_WORDS[name]} and the {_WORDS[other]} images")
     return lines
+
+
+def _also(data: Dataset, chosen: Sequence[int], split: str, other: str, how: str) -> list[str]:
+    """Say that images of a split are also, or nearly, in another one; nothing where none are."""
+    if not chosen:
+        return []
+    what = f"a {_WORDS[other]} image" if len(chosen) == 1 else f"{_WORDS[other]} images"
+    count = _counted(data, chosen, split, f"is {how}", f"are {how}", named=False)
+    return [f"{count} {what} ({_named(data, chosen)})"]
 
 
 def _counted(

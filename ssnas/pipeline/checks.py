@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 from ssnas.config.schema import Finetune, Search
 from ssnas.data.types import Dataset
 from ssnas.errors import InputError
-from ssnas.losses import LOSSES, make_loss
+from ssnas.losses import LOSSES
 from ssnas.networks.bilateral import build_supernet
 from ssnas.networks.factory import check_network
 from ssnas.runtime.memory import available_memory, training_memory
+from ssnas.training.objectives import criterion_of
 
 SMALL = 2**28
 """Bytes below which no estimate is worth its seconds."""
@@ -27,12 +29,12 @@ def check_training(config: Finetune, search: Search, train: Dataset) -> None:
             of the network.
     """
     check_network(config, search)
-    if _works(config.loss, config, train):
+    if _works(config, train):
         return
     counts = dict(zip(train.class_names, train.counts, strict=True))
     never = [name for name, count in counts.items() if count == 0]
     always = [name for name, count in counts.items() if train.multi_label and count == len(train)]
-    working = [name for name in LOSSES if _works(name, config, train)]
+    working = [name for name in LOSSES if _works(dataclasses.replace(config, loss=name), train)]
     reasons = [
         f"{_quoted(names)} {'occurs' if len(names) == 1 else 'occur'} {how} among the training "
         "images"
@@ -41,7 +43,7 @@ def check_training(config: Finetune, search: Search, train: Dataset) -> None:
     ]
     if not reasons:
         # Not these images: the loss's own message says more.
-        _make(config.loss, config, train)
+        criterion_of(config, train)
     raise InputError(
         f"loss: found {config.loss!r}, but {' and '.join(reasons)}; choose from "
         f"{', '.join(working)}, or leave that class out"
@@ -52,24 +54,12 @@ def _quoted(names: list[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _works(loss: str, config: Finetune, train: Dataset) -> bool:
+def _works(config: Finetune, train: Dataset) -> bool:
     try:
-        _make(loss, config, train)
+        criterion_of(config, train)
     except InputError:
         return False
     return True
-
-
-def _make(loss: str, config: Finetune, train: Dataset) -> None:
-    make_loss(
-        loss,
-        train.counts,
-        num_images=len(train),
-        multi_label=train.multi_label,
-        gamma=config.gamma,
-        tau=config.tau,
-        epochs=config.epochs,
-    )
 
 
 def check_search_memory(search: Search, train: Dataset, device: torch.device) -> None:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ssnas import losses
-from ssnas.config.schema import Search, Sgd, Views
+from ssnas.config.schema import Finetune, Search, Sgd, Views
+from ssnas.data.types import Dataset
 from ssnas.data.views import crop_and_flip, views
 from ssnas.engine.batch_norm import Norm
 from ssnas.networks.bilateral import BilateralSupernet, bilateral_loss, mixing_ratio
@@ -194,3 +195,20 @@ def supervised(criterion: Criterion, config: Sgd) -> Supervised:
     if config.sampling == "bilateral":
         return Bilateral(criterion, config)
     return Supervised(criterion, config.crop_padding)
+
+
+def criterion_of(config: Finetune, data: Dataset) -> Criterion:
+    """Make the loss `config.loss` for labels as frequent as these.
+
+    Raises:
+        InputError: for a loss that these labels do not allow, see `ssnas.losses.make_loss`.
+    """
+    return losses.make_loss(
+        config.loss,
+        data.counts,
+        num_images=len(data),
+        multi_label=data.multi_label,
+        gamma=config.gamma,
+        tau=config.tau,
+        epochs=config.epochs,
+    )
