@@ -160,10 +160,17 @@ def _run(document: Mapping[str, Any], where: str, folder: str) -> Run:
         dict.fromkeys(_STEPS, folder),
         scale,
         dict.fromkeys(_STEPS, _seed(document, f"{where}: seed")),
-        check_value(document.get("device", "auto"), f"{where}: device", str),
+        _device(document.get("device", "auto"), f"{where}: device"),
         decide=_decide(document.get("decide", "balanced"), f"{where}: decide"),
         **sections,
     )
+
+
+def _device(value: Any, where: str) -> str:
+    device: str = check_value(value, where, str)
+    if device.partition(":")[0] == "meta":
+        raise InputError(f"{where}: found {device!r}, which computes nothing; accepted is auto")
+    return device
 
 
 def _decide(value: Any, where: str) -> str | dict[str, float]:
@@ -289,7 +296,7 @@ def load_row(kind: str, key: str, rows_path: Path = ROWS, params_path: Path = PA
             _ROLE.get(group, group): _seed(link.entry, f"{link.where}.seed")
             for group, link in chain.items()
         },
-        check_value(params.get("device", "auto"), f"{params_path}: device", str),
+        _device(params.get("device", "auto"), f"{params_path}: device"),
         **sections,
     )
 

@@ -359,7 +359,8 @@ def build(section: type, where: str, *layers: Mapping[str, Any]) -> Any:
         'darts'
         >>> build(Search, "params.yaml: search", {"cells": 2})
         Traceback (most recent call last):
-        ssnas.errors.InputError: params.yaml: search.cells: found 2; accepted is at least 3
+        ssnas.errors.InputError: params.yaml: search.cells: found 2; accepted is at least 3 and \
+at most 100
     """
     values = {}
     for layer in layers:

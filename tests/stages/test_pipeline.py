@@ -146,7 +146,8 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(project):
     other = project.with_name("uninterrupted")
     shutil.copytree(project, other)
     assert stage("make_longtail", project).returncode == 0
-    shutil.copytree(project / "data", other / "data", dirs_exist_ok=True)
+    for name in ("data", "metrics"):
+        shutil.copytree(project / name, other / name, dirs_exist_ok=True)
     folder = project / ".checkpoints" / "main"
     resumed = ""
     for name, kills in (("search", 2), ("finetune", 1)):
