@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,7 +85,7 @@ def list_folder(folder: Path) -> Listing:
                 )
             files += [File(split, label, path) for path in images]
             ignored += [name_in(folder, path) for path in others]
-    linked = sorted({name_in(folder, link) for file in files for link in _links(folder, file.path)})
+    linked = sorted(name_in(folder, link) for link in _links(folder, files))
     return Listing(files, tuple(map(_text, class_names)), ignored, linked)
 
 
@@ -104,20 +103,15 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _links(folder: Path, path: Path) -> Iterator[Path]:
-    """Yield what leads out of the folder on the way to a file: linked folders, or the file."""
-    if _is_link(folder):
-        yield folder
-    for part in (path, *path.parents):
-        if part == folder:
-            return
-        if _is_link(part):
-            yield part
-
-
-@lru_cache(maxsize=4096)
-def _is_link(path: Path) -> bool:
-    return path.is_symlink()
+def _links(folder: Path, files: Sequence[File]) -> list[Path]:
+    """List what leads out of the folder on the way to its files: linked folders and files."""
+    places = {folder}
+    for file in files:
+        for place in (file.path, *file.path.parents):
+            if place in places:
+                break
+            places.add(place)
+    return [place for place in places if place.is_symlink()]
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -14,11 +14,15 @@ from ssnas.errors import InputError
 from ssnas.losses import LOSSES
 from ssnas.networks.bilateral import build_supernet
 from ssnas.networks.factory import check_network
+from ssnas.pipeline.lineage import computed_by
 from ssnas.runtime.memory import available_memory, training_memory
 from ssnas.training.objectives import criterion_of
 
 SMALL = 2**28
 """Bytes below which no estimate is worth its seconds."""
+
+MARGIN = 1.25
+"""An estimate may be so much above what there is before it is refused."""
 
 
 def check_training(config: Finetune, search: Search, train: Dataset) -> None:
@@ -89,6 +93,50 @@ def check_search_memory(search: Search, train: Dataset, device: torch.device) ->
     )
 
 
+def check_training_memory(
+    config: Finetune,
+    search: Search,
+    build: Callable[[], nn.Module],
+    train: Dataset,
+    device: torch.device,
+) -> None:
+    """Check that a step of the training by labels fits the memory.
+
+    Args:
+        build: makes the network.
+
+    Raises:
+        InputError: with the estimate, what there is, and the parameters that lower it.
+    """
+    height, width, channels = train.images.shape[1:]
+    batch = min(config.batch_size, len(train))
+    derived = config.network == "derived"
+    # A published network keeps less than derived cells of 64 channels.
+    wide, cells = (
+        (config.channels or search.channels, config.cells or search.cells) if derived else (64, 20)
+    )
+    bound = 4 * cells * wide * (100 * batch * height * width + 4000 * wide)
+    _check_memory(
+        build,
+        lambda network, images: network(images),
+        [batch, channels, height, width],
+        bound,
+        device,
+        "the training",
+        "finetune.batch_size, finetune.channels or data.size",
+    )
+
+
+def kept_share(device: torch.device) -> float:
+    """Return the share of PyTorch's memory that a step takes here.
+
+    The compiled kernels keep about a quarter, mixed precision half.
+    """
+    if computed_by(device)["compiled_kernels"]:
+        return 0.25
+    return 1.0 if device.type == "cpu" else 0.5
+
+
 def _check_memory(
     build: Callable[[], nn.Module],
     forward: Callable[[nn.Module, Tensor], object],
@@ -101,9 +149,8 @@ def _check_memory(
     available = available_memory(device)
     if available is None or bound < max(SMALL, available // 2):
         return
-    estimate = training_memory(build, forward, shape)
-    # The compiled kernels keep half of what PyTorch would.
-    if estimate // 2 > available:
+    estimate = kept_share(device) * training_memory(build, forward, shape)
+    if estimate > MARGIN * available:
         raise InputError(
             f"memory: {work} would take about {estimate / 2**30:,.0f} GiB, and there are "
             f"{available / 2**30:,.1f}; lower {remedy}"

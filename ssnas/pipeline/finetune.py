@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from functools import partial
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from ssnas.pipeline.artifacts import (
     write_csv,
     write_json,
 )
-from ssnas.pipeline.checks import check_training
+from ssnas.pipeline.checks import check_training, check_training_memory
 from ssnas.pipeline.lineage import identity, record
 from ssnas.pipeline.readers import network_of, read_splits, searched_weights
 from ssnas.runtime.device import choose_device, machine, peak_memory_mb, seed_everything
@@ -30,6 +31,9 @@ def finetune(run: Run) -> None:
     places, device, config = Places.of(run), choose_device(run.device), run.finetune
     splits, seed = read_splits(run), run.seeds["rows"]
     check_training(config, run.search, splits.train)
+    if config.network != "supernet":
+        build = partial(network_of, run, splits.train)
+        check_training_memory(config, run.search, build, splits.train, device)
     data = TrainingData.of(splits)
     seed_everything(seed)
     network, weights = network_of(run, splits.train), searched_weights(run)

@@ -46,7 +46,7 @@ def training_memory(
     """Estimate the bytes of a training step, without computing or allocating anything.
 
     They are the weights, their gradients and momenta, and what the forward pass keeps for the
-    backward pass, as PyTorch's own operations would. The compiled kernels keep about half of it.
+    backward pass, as PyTorch's own operations would in float32.
 
     Args:
         build: makes the network.

@@ -337,6 +337,13 @@ def test_a_search_beyond_the_memory_ends_before_it_begins(project):
     assert all(word in lines[0] for word in ("memory", "GiB", "search.channels")), lines
 
 
+def test_a_training_beyond_the_memory_ends_before_it_begins(finished):
+    finished.params(finetune={"channels": 4096, "cells": 100, "inherit": False})
+    code, lines = finished.run("finetune")
+    assert code == 1 and len(lines) == 1
+    assert all(word in lines[0] for word in ("memory", "GiB", "finetune.channels")), lines
+
+
 @pytest.mark.parametrize(
     "name", ["search", "derive-genotype", "finetune", "evaluate", "transfer", "export"]
 )
