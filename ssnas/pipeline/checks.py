@@ -14,7 +14,7 @@ from ssnas.errors import InputError
 from ssnas.losses import LOSSES
 from ssnas.networks.bilateral import build_supernet
 from ssnas.networks.factory import check_network
-from ssnas.pipeline.lineage import computed_by
+from ssnas.pipeline.work import computed_by
 from ssnas.runtime.memory import available_memory, training_memory
 from ssnas.training.objectives import criterion_of
 

@@ -18,8 +18,9 @@ from ssnas.pipeline.artifacts import (
     write_json,
 )
 from ssnas.pipeline.checks import check_training, check_training_memory
-from ssnas.pipeline.lineage import identity, record
+from ssnas.pipeline.lineage import record
 from ssnas.pipeline.readers import network_of, read_splits, searched_weights
+from ssnas.pipeline.work import identity
 from ssnas.runtime.device import choose_device, machine, peak_memory_mb, seed_everything
 from ssnas.runtime.distributed import process_group, rank
 from ssnas.training.checkpoint import Checkpoint

@@ -17,10 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from ssnas.config.schema import Run
-from ssnas.engine.cpu.library import library
 from ssnas.errors import InputError
 from ssnas.pipeline.artifacts import RAW, Places, write_json
 from ssnas.runtime.files import sha256_of
@@ -113,25 +110,11 @@ def made_from(run: Run, name: str) -> dict[str, Any]:
     return about
 
 
-def computed_by(device: torch.device) -> dict[str, Any]:
-    """Name what rounds a training's figures: the kind of device, and on a CPU the kernels.
-
-    A training that goes on with others would end with other weights.
-    """
-    kernels = device.type == "cpu" and library() is not None
-    return {"device": device.type, "compiled_kernels": kernels}
-
-
-def identity(run: Run, name: str, device: torch.device) -> dict[str, Any]:
-    """Describe the work that trains an artifact, for its checkpoint."""
-    return {**made_from(run, name), "computed_by": computed_by(device)}
-
-
 def record(run: Run, name: str, about: dict[str, Any]) -> None:
     """Write the record of an artifact that was just made.
 
     Args:
-        about: from `made_from`, or `identity`, as it was before the work began.
+        about: from `made_from`, or `ssnas.pipeline.work.identity`, as it was before the work began.
     """
     artifact, places = ARTIFACTS[name], Places.of(run)
     path = artifact.path(places)

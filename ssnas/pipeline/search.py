@@ -14,8 +14,9 @@ from ssnas.pipeline.artifacts import (
     write_json,
 )
 from ssnas.pipeline.checks import check_search_memory, check_training
-from ssnas.pipeline.lineage import identity, record
+from ssnas.pipeline.lineage import record
 from ssnas.pipeline.readers import read_splits
+from ssnas.pipeline.work import identity
 from ssnas.runtime.device import choose_device, machine, peak_memory_mb
 from ssnas.runtime.distributed import process_group, rank
 from ssnas.runtime.mapped import spread

@@ -24,9 +24,10 @@ from ssnas.pipeline.artifacts import (
     write_json,
 )
 from ssnas.pipeline.evaluate import areas, by_decision, calibrate
-from ssnas.pipeline.lineage import computed_by, made_from
+from ssnas.pipeline.lineage import made_from
 from ssnas.pipeline.make_longtail import source_of
 from ssnas.pipeline.readers import finetuned_weights, network_of, searched_weights
+from ssnas.pipeline.work import computed_by
 from ssnas.runtime.device import choose_device, machine, seed_everything
 from ssnas.runtime.source import closure
 from ssnas.training.checkpoint import Checkpoint

@@ -21,6 +21,7 @@ from ssnas.pipeline.finetune import finetune
 from ssnas.pipeline.make_longtail import make_longtail
 from ssnas.pipeline.search import run_search
 from ssnas.pipeline.transfer import transfer
+from ssnas.pipeline.work import identity
 from ssnas.runtime.identity import differences
 from ssnas.training.checkpoint import Checkpoint
 
@@ -205,9 +206,7 @@ def test_a_training_does_not_go_on_with_other_kernels(project, monkeypatch, capl
     """It would end with weights that neither gives."""
     run = load_main()
     name, kind = ("search", "searches") if stage is run_search else ("finetune", "rows")
-    about = lineage.identity(
-        run, "supernet" if stage is run_search else "network", torch.device("cpu")
-    )
+    about = identity(run, "supernet" if stage is run_search else "network", torch.device("cpu"))
     other = {"device": "cpu", "compiled_kernels": not about["computed_by"]["compiled_kernels"]}
     folder = Places.of(run).checkpoint(kind, name) / "0"
     with Checkpoint(folder, about | {"computed_by": other}) as checkpoint:
