@@ -5,11 +5,21 @@ import threading
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from ssnas.data import Dataset, Splits
 from ssnas.networks.genotype import Edge, Genotype
 
 torch.set_num_threads(1)
+
+# Random inputs are the same ones in every run, and a slow machine fails no test.
+settings.register_profile(
+    "bounded",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("bounded")
 
 
 @pytest.fixture

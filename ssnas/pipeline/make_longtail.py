@@ -71,11 +71,11 @@ def warnings_of(splits: Splits) -> list[str]:
     read = splits.provenance
     lines = oddities(splits)
     for key, text in (
-        ("skipped", "{} unreadable image files were left out"),
-        ("ignored", "{} files are no images, and were left out"),
+        ("skipped", "left out as unreadable: {} image files"),
+        ("ignored", "left out as no images: {} files"),
         (
             "linked",
-            "{} links lead out of the folder, where DVC does not look: after a change there, run "
+            "links, behind which DVC does not look: {}; after a change there, run "
             "`dvc repro -f inputs`",
         ),
     ):

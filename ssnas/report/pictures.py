@@ -101,9 +101,10 @@ def per_class_picture(csv: Path, png: Target) -> None:
 
     The number of training images is the line, on the logarithmic axis at the right.
     """
-    table = read_csv(csv, "name", "train_images")
-    figure_name = "auc" if "auc" in table else "recall"
-    table = read_csv(csv, figure_name).sort_values("train_images", ascending=False, kind="stable")
+    figure_name = "auc" if "auc" in read_csv(csv) else "recall"
+    table = read_csv(csv, "name", "train_images", figure_name)
+    table["shown"] = drawable(list(table["name"]))
+    table = table.sort_values("train_images", ascending=False, kind="stable")
     values = table[figure_name]
     label, kind = {"auc": ("AUC", "label"), "recall": ("recall", "class")}[figure_name]
     with styled():
@@ -119,7 +120,7 @@ def per_class_picture(csv: Path, png: Target) -> None:
         axes.set(ylim=(0, 1.02), ylabel=f"{label} on the test images")
         axes.set_title(f"{label[0].upper()}{label[1:]} of each {kind}, most frequent first")
         axes.grid(axis="y")
-        _name_classes(axes, drawable(list(table["name"])))
+        _name_classes(axes, list(table["shown"]))
         _draw_counts(axes.twinx(), table["train_images"].clip(lower=1))
         save(figure, png)
 

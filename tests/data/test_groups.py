@@ -89,7 +89,7 @@ def test_splits_keep_groups_together(profile, seed):
         assert 0.1 < len(made.test) / 120 < 0.3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_held_out_groups_are_whole_and_every_class_is_on_both_sides(data):
     n, g = data.draw(st.integers(4, 60)), data.draw(st.integers(2, 12))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -21,12 +21,7 @@ from ssnas.errors import InputError
 from ssnas.networks.genotype import Genotype
 from tests.faults.conftest import arrays
 
-bounded = settings(
-    max_examples=120,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+bounded = settings(max_examples=120)
 
 
 def accepted_or_refused(work):

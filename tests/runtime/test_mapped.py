@@ -97,7 +97,7 @@ def test_no_room_is_one_line(monkeypatch, everything_is_large):
         scratch((10, 10))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.dictionaries(
         st.sampled_from("abcdef"),
