@@ -72,11 +72,11 @@ print(peak() - before)
 @pytest.mark.slow
 @pytest.mark.parametrize("native", ["1", "0"])
 def test_a_real_step_takes_what_is_estimated(native):
-    """In a process of its own, whose peak grows: with the kernels by a quarter of it."""
+    """In a process of its own, whose peak grows: with the kernels by two fifths of it."""
     estimate = training_memory(lambda: supernet(8), forward, [64, 3, 32, 32])
     done = subprocess.run(
         [sys.executable, "-c", STEP.format(root=str(ROOT))], capture_output=True, text=True,
         check=True, env=os.environ | {"SSNAS_NATIVE": native},
     )  # fmt: skip
     share = int(done.stdout) / estimate
-    assert 0.15 < share < 0.35 if native == "1" and library() else 0.6 < share < 1.3
+    assert 0.3 < share < 0.55 if native == "1" and library() else 0.6 < share < 1.3
