@@ -65,7 +65,8 @@ def sha256_of(path: Path) -> str:
     return _sha256(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-@lru_cache(maxsize=64)
+# A stage compares the images with several records: a folder of many files is read once, too.
+@lru_cache(maxsize=2**17)
 def _sha256(path: Path, inode: int, size: int, modified: int, changed: int) -> str:
     content = hashlib.sha256()
     with path.open("rb") as opened:

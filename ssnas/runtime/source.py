@@ -45,6 +45,12 @@ def digest(path: Path) -> str:
         >>> first == second, first == third
         (True, False)
     """
+    status = path.stat()
+    return _digest(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=512)
+def _digest(path: Path, modified: int, size: int) -> str:
     if path.suffix == ".py":
         content = "".join(_canonical(_tree(path)))
     elif path.suffix in CPP:
