@@ -23,7 +23,7 @@ from ssnas.runtime.cuda_graph import GraphedStep
 from ssnas.runtime.device import mixed_precision, seed_everything
 from ssnas.search import Bilevel, Loss
 from ssnas.training.objectives import SelfSupervised, Supervised
-from ssnas.training.optimizer import CosineSgd
+from ssnas.training.optimizer import Descent
 
 SEED = 0
 COUNTS = class_counts(5000, 10, "exponential", 10)
@@ -118,7 +118,7 @@ class SearchStep:
         if system.plain:
             supernet = PlainSupernet(config.channels, config.cells)
         else:
-            supernet = build_supernet(config, in_channels=3, num_classes=None)
+            supernet = build_supernet(config, (32, 32, 3), num_classes=None)
         objective = SelfSupervised(config, Views(), supernet.out_features)
         bilevel = PlainBilevel if system.plain else Bilevel
         self.bilevel = bilevel(supernet.to(self.device), objective.to(self.device), config)
@@ -154,7 +154,7 @@ class FinetuneStep:
         self.network = network.to(self.device)
         criterion = make_loss(config.loss, COUNTS, num_images=sum(COUNTS))
         self.objective = Supervised(criterion, config.crop_padding)
-        self.optimiser = CosineSgd(self.network.parameters(), config)
+        self.optimiser = Descent(self.network.parameters(), config)
         labels = torch.randint(len(COUNTS), (setting.batch,)).to(self.device)
         self.drawn = (_images(setting), labels)
         self._step = GraphedStep(self._descend, enabled=system.graphs)

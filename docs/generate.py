@@ -86,8 +86,10 @@ def json_schema() -> dict[str, Any]:
     top: dict[str, dict[str, Any]] = {
         key: {"description": meaning} for key, meaning in schema.TOP_LEVEL.items()
     }
-    for key, section in (("dataset", schema.Data), ("loss", schema.Finetune)):
+    for key in ("dataset", "recipe", "loss"):
+        section = schema.Data if key == "dataset" else schema.Finetune
         top[key] |= _key_schema(section, key)
+    top["loss"] |= {"enum": [*top["loss"]["enum"], None], "default": None}
     top["seed"] |= {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
     top["scale"] |= {"type": "string"}
     top["device"] |= {"type": "string"}
@@ -128,7 +130,7 @@ def _section_schema(section: type) -> dict[str, Any]:
 def _key_schema(section: type, key: str) -> dict[str, Any]:
     """The JSON schema of one key: its type, its limits, its default."""
     fields = {field.name: field for field in dataclasses.fields(section)}
-    hint, limits = typing.get_type_hints(section)[key], fields[key].metadata
+    hint, limits = schema.hints_of(section)[key], fields[key].metadata
     optional = isinstance(hint, types.UnionType)
     kind = typing.get_args(hint)[0] if optional else hint
     nothing = ["null"] if optional else []
@@ -168,7 +170,7 @@ def accepted(field: dataclasses.Field[Any], hint: Any) -> str:
 
 
 def _rows(section: type) -> Iterator[tuple[str, ...]]:
-    hints, texts = typing.get_type_hints(section), meanings(section)
+    hints, texts = schema.hints_of(section), meanings(section)
     for field in dataclasses.fields(section):
         meaning, published = texts[field.name]
         yield (

@@ -45,6 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("data", metavar="DATA", help="a folder, an .npz, or a data set by its name")
     fit.add_argument("--out", type=Path, required=True, help="the folder of everything it writes")
     fit.add_argument("--size", type=int, help="the side that images are resized to, in pixels")
+    fit.add_argument(
+        "--minutes", type=float, help="for all of it; without, what suits the number of images"
+    )
+    fit.add_argument(
+        "--search",
+        help="none, for a fixed genotype (default), or an objective such as barlow-twins",
+    )
     fit.add_argument("--scale", help="a preset of widths and epochs: small (default), paper")
     fit.add_argument("--loss", help="such as focal+la (default) or ce+la")
     fit.add_argument("--seed", type=int, help="default 0")
@@ -145,14 +152,20 @@ def _fit(options: argparse.Namespace) -> None:
     keep_freed_memory()
     chosen = {
         "size": options.size,
+        "search": options.search,
         "scale": options.scale,
         "loss": options.loss,
         "seed": options.seed,
         "device": options.device,
         "decide": _prior(options.prior),
     }
-    settings = _settings(options.set) | {k: v for k, v in chosen.items() if v is not None}
-    fit(options.data, out=options.out, params=options.params, **settings)
+    settings = _settings(options.set)
+    if options.search and "search" in settings:
+        raise InputError(
+            f"--search: found {options.search!r} beside --set search.…; accepted is one of them"
+        )
+    settings |= {k: v for k, v in chosen.items() if v is not None}
+    fit(options.data, out=options.out, params=options.params, minutes=options.minutes, **settings)
     if (options.out / FIGURES).exists():
         _write_report(options.out)
     print(f"{'model':<16}{options.out / 'model.ssnas'}")

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from ssnas import losses
 from ssnas.config.decide import DECISIONS, MULTI_LABEL_DECISIONS, check_frequencies
+from ssnas.config.recipes import sized
 from ssnas.config.schema import Finetune
 from ssnas.errors import InputError
 
@@ -520,6 +521,7 @@ def decision_of(
         >>> decision(torch.zeros(1, 2), "natural")
         tensor([[0.8000, 0.2000]], dtype=torch.float64)
     """
+    config = sized(config, num_images)
     settings = losses.Settings(
         counts, num_images, multi_label, config.gamma, config.tau, config.epochs
     )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ssnas import metrics
+from ssnas.config.recipes import sized
 from ssnas.config.schema import Finetune, Search, Views
 from ssnas.data.types import Dataset
 from ssnas.data.views import Normalise
@@ -41,8 +42,8 @@ from ssnas.training.objectives import (
     criterion_of,
     supervised,
 )
-from ssnas.training.optimizer import CosineSgd
-from ssnas.training.trainer import Trainer
+from ssnas.training.optimizer import Descent
+from ssnas.training.trainer import Trainer, seconds_a_step
 
 ORDER, CROPS, PRETRAIN_ORDER, PRETRAIN_VIEWS = range(10, 14)
 """The random streams of the trainings, see `ssnas.runtime.device.generator`."""
@@ -86,6 +87,43 @@ class BestWeights:
         self.epoch, self.figure, self.weights = state["epoch"], state["figure"], state["weights"]
 
 
+class WeightAverage:
+    """The mean of the weights over the last steps of a training (Izmailov et al. 2018).
+
+    Args:
+        parameters: that are trained.
+        start: the number of the first step, from 0, whose weights count.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], start: int) -> None:
+        self.parameters, self.start = parameters, start
+        self.count = 0
+        self.means: list[Tensor] = []
+
+    @torch.no_grad()
+    def add(self, step: int) -> None:
+        """Let the weights after a step count, unless it is before the start."""
+        if step < self.start:
+            return
+        self.count += 1
+        if self.means:
+            torch._foreach_lerp_(self.means, list[Tensor](self.parameters), 1 / self.count)
+        else:
+            self.means = [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Give the parameters their means."""
+        for parameter, mean in zip(self.parameters, self.means, strict=True):
+            parameter.copy_(mean)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "means": self.means}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.means = state["count"], state["means"]
+
+
 def fit(
     network: nn.Module,
     data: TrainingData,
@@ -97,10 +135,10 @@ def fit(
 ) -> FinetuneResult:
     """Train the weights of a network, in place, by labels and with `config.loss`.
 
-    The descent is SGD with cosine annealing. A supernet's α stay as they are. The network ends with
-    the weights of the last epoch. With `early_stop` = k > 0 the training ends after k epochs
-    without a better balanced accuracy on the validation images (macro AUC for multi-label data),
-    and the network has the weights of the best epoch.
+    A supernet's α stay as they are. The network ends with the weights of the last epoch, or with
+    their mean over the last steps (`averaging`). With `early_stop` = k > 0 the training ends after
+    k epochs without a better balanced accuracy on the validation images (macro AUC for multi-label
+    data), and the network has the weights of the best epoch.
 
     Args:
         network: gives logits (N, C) for images (N, C_in, H, W).
@@ -130,15 +168,20 @@ def fit(
         [0, 0, 0, 0, 1, 1, 1, 1]
     """
     network.to(device)
+    config = sized(config, len(data.train))
     objective = _supervised_objective(network, data.train, config)
     images = TrainingImages.of(data.train, data.normalise, data.flip, device)
-    optimiser = CosineSgd(_trained(network, config), config)
     stream = BatchStream(objective, images, config, (seed, ORDER), (seed, CROPS))
-    best = BestWeights()
+    trained = _trained(network, config)
+    descent = Descent(trained, config, stream.steps)
+    best, steps = BestWeights(), config.epochs * stream.steps
+    average = WeightAverage(trained, steps - round(config.averaging * steps))
+
+    def set_training() -> None:
+        _set_training(network, config)
 
     def finish_epoch(epoch: int) -> dict[str, Any]:
-        row: dict[str, Any] = {"learning_rate": optimiser.learning_rate}
-        optimiser.finish_epoch()
+        row: dict[str, Any] = {"learning_rate": descent.learning_rate}
         measured = evaluate(network, data.val, data.normalise, device)
         watched = _watched(data.val)
         row |= {f"val_{key}": measured[key] for key in watched if key in measured}
@@ -151,17 +194,54 @@ def fit(
     trainer = Trainer(
         name,
         config.epochs,
-        {"network": network, "best": best, "descent": optimiser, "order": stream},
+        {
+            "network": network,
+            "best": best,
+            "descent": descent,
+            "average": average,
+            "order": stream,
+        },
         stream.draw_epoch,
-        _descent(network, lambda: _set_training(network, config), objective, optimiser, stream),
+        _step(network, set_training, objective, descent, stream, average),
         finish_epoch,
         checkpoint,
     )
     history = trainer.run()
     if config.early_stop and history:
         network.load_state_dict(best.weights)
+    elif average.count:
+        average.apply()
+        set_training()
+        _record_statistics(network, stream, config.epochs)
     last = best.epoch if config.early_stop else len(history)
     return FinetuneResult(history, last, trainer.seconds)
+
+
+def epoch_seconds(
+    network: nn.Module, data: TrainingData, config: Finetune, device: torch.device
+) -> float:
+    """Measure how long an epoch of `fit` takes, by a few steps of a copy of the network.
+
+    Args: as those of `fit`.
+
+    Returns:
+        The seconds of an epoch, its validation included.
+    """
+    config = sized(config, len(data.train))
+    twin = copy.deepcopy(network).to(device)
+    images = TrainingImages.of(data.train, data.normalise, data.flip, device)
+    stream = BatchStream(
+        _supervised_objective(twin, data.train, config), images, config, (0, ORDER), (0, CROPS)
+    )
+    descent = Descent(_trained(twin, config), config, stream.steps)
+    step = _step(twin, lambda: _set_training(twin, config), stream.objective, descent, stream)
+    batches = stream.draw_epoch()
+    seconds = seconds_a_step(lambda number: step(batches, 0, number), len(batches))
+    some = data.val.take(np.arange(min(len(data.val), EVALUATION_BATCH)))
+    began = time.perf_counter()
+    predict(twin, some, data.normalise, device)
+    validation = (time.perf_counter() - began) * len(data.val) / len(some)
+    return seconds * stream.steps + validation
 
 
 def pretrain(
@@ -200,27 +280,23 @@ def pretrain(
             f"finetune.pretrain_epochs: found a {search.objective} search; accepted is 0, or "
             f"search.objective {' or '.join(SELF_SUPERVISED_LOSSES)}"
         )
+    config = sized(config, len(data.train))
     settings = dataclasses.replace(config, epochs=config.pretrain_epochs, sampling="instance")
     objective = SelfSupervised(search, views, network.out_features).to(device)
     network.to(device)
     encoder = [p for name, p in network.named_parameters() if not name.startswith("classifier.")]
     images = TrainingImages.of(data.train, data.normalise, data.flip, device)
-    optimiser = CosineSgd([*encoder, *objective.parameters()], settings)
     stream = BatchStream(
         objective, images, settings, (seed, PRETRAIN_ORDER), (seed, PRETRAIN_VIEWS)
     )
-
-    def finish_epoch(epoch: int) -> dict[str, Any]:
-        optimiser.finish_epoch()
-        return {}
-
+    descent = Descent([*encoder, *objective.parameters()], settings, stream.steps)
     trainer = Trainer(
         "pretrain",
         settings.epochs,
-        {"network": network, "objective": objective, "descent": optimiser, "order": stream},
+        {"network": network, "objective": objective, "descent": descent, "order": stream},
         stream.draw_epoch,
-        _descent(network.features, network.train, objective, optimiser, stream),
-        finish_epoch,
+        _step(network.features, network.train, objective, descent, stream),
+        lambda epoch: {},
         checkpoint,
     )
     trainer.run()
@@ -243,24 +319,36 @@ def _supervised_objective(network: nn.Module, train: Dataset, config: Finetune) 
     return supervised(criterion, config)
 
 
-def _descent(
+@torch.no_grad()
+def _record_statistics(network: nn.Module, stream: BatchStream, epoch: int) -> None:
+    """Let batch norms see an epoch of images, for weights that were not trained in this place."""
+    batches = stream.draw_epoch()
+    for number in range(len(batches)):
+        (inputs,) = stream.inputs(batches, epoch, number)
+        with autocast(inputs[0].device):
+            network(inputs[0])
+
+
+def _step(
     model: Callable[[Tensor], Tensor],
     set_training: Callable[[], object],
     objective: Objective,
-    optimiser: CosineSgd,
+    descent: Descent,
     stream: BatchStream,
+    average: WeightAverage | None = None,
 ) -> Callable[[Tensor, int, int], dict[str, Tensor]]:
     """Make the step of a `Trainer` that descends on the objective of a model.
 
     Args:
         model: gives the features or logits that the objective reads.
         set_training: puts the network into training mode, which validation ends.
+        average: of the weights, which each step is added to.
     """
 
     def descend(epoch: int | Tensor, *inputs: Tensor) -> dict[str, Tensor]:
         set_training()
         loss = objective(model, inputs, epoch)
-        optimiser.step(loss)
+        descent.step(loss)
         return {"loss": loss.detach()}
 
     # The mixing ratio decides which branches a step computes at all.
@@ -268,7 +356,11 @@ def _descent(
 
     def step(batches: Tensor, epoch: int, number: int) -> dict[str, Tensor]:
         (inputs,) = stream.inputs(batches, epoch, number)
-        return graphed(epoch, *inputs)
+        descent.schedule(epoch, number)
+        figures = graphed(epoch, *inputs)
+        if average is not None:
+            average.add(epoch * len(batches) + number)
+        return figures
 
     return step
 

@@ -22,17 +22,18 @@ import torch
 from torch import Tensor
 
 from ssnas import losses
+from ssnas.config.recipes import alpha_and_omega, sized
 from ssnas.config.schema import Search, Views
 from ssnas.errors import InputError
 from ssnas.networks.bilateral import backbone_rate, build_supernet
 from ssnas.networks.supernet import Supernet, frozen_statistics
 from ssnas.runtime.cuda_graph import GraphedStep
 from ssnas.runtime.device import generator, seed_everything
-from ssnas.runtime.distributed import active, average_gradients
+from ssnas.runtime.distributed import active, agreed, average_gradients
 from ssnas.training.batches import BatchStream
 from ssnas.training.checkpoint import Checkpoint
 from ssnas.training.images import TrainingImages
-from ssnas.training.monitor import AlphaLog, decisions
+from ssnas.training.monitor import AlphaLog, GenotypeWatch, decisions
 from ssnas.training.objectives import (
     SELF_SUPERVISED_LOSSES,
     Bilateral,
@@ -40,10 +41,13 @@ from ssnas.training.objectives import (
     SelfSupervised,
     supervised,
 )
-from ssnas.training.optimizer import CosineSgd, fused, set_rate, without_gradients
-from ssnas.training.trainer import Stateful, Trainer
+from ssnas.training.optimizer import Descent, fused, set_rate, without_gradients
+from ssnas.training.trainer import Stateful, Trainer, seconds_a_step
 
 ALPHA_BETAS = (0.5, 0.999)
+ALPHA_TRAVEL = 8.6
+"""How far Adam may move an α in the published search: 28,700 steps of 0.0003."""
+
 PERTURBATION = 0.01
 HALVES, ORDER, VIEWS = range(3)
 """The search's random streams, see `ssnas.runtime.device.generator`."""
@@ -59,21 +63,26 @@ class Bilevel:
         supernet: on the device; its parameters are α and ω.
         objective: ℓ; its own parameters, those of a projector, belong to ω.
         config: optimisers and weights of the losses.
+        steps: of an epoch.
 
     Attributes:
         alpha: α, the architecture's parameters.
         omega: ω, all other weights.
+        alpha_rate: the learning rate of α, see `alpha_rate`.
     """
 
-    def __init__(self, supernet: Supernet, objective: Objective, config: Search) -> None:
+    def __init__(
+        self, supernet: Supernet, objective: Objective, config: Search, steps: int = 1
+    ) -> None:
         self.supernet, self.objective, self.config = supernet, objective, config
         self.alpha = supernet.architecture_parameters()
         self.omega = [*supernet.weights(), *objective.parameters()]
-        self.omega_optimiser = CosineSgd(self.omega, config)
+        self.omega_optimiser = Descent(self.omega, config, steps)
+        self.alpha_rate = alpha_rate(config, steps)
         self.alpha_optimiser = fused(
             torch.optim.Adam,
-            supernet.architecture_groups(),
-            config.alpha_learning_rate,
+            [{"params": group} for group in supernet.architecture_groups()],
+            self.alpha_rate,
             betas=ALPHA_BETAS,
             weight_decay=config.alpha_weight_decay,
             # A fused Adam counts its steps on the device anyway, but recording asks for the flag.
@@ -150,7 +159,7 @@ class Bilevel:
         (∇_α ℓ_train(ω⁺) − ∇_α ℓ_train(ω⁻)) / 2ε, ω^± = ω ± ε v, ε = 0.01 / ‖v‖.
         Under mixed precision the difference is no better than bfloat16.
         """
-        rate, sgd = self.omega_optimiser.learning_rate, self.omega_optimiser.sgd
+        rate, sgd = self.omega_optimiser.learning_rate, self.omega_optimiser.optimiser
         start = [weight.detach().clone() for weight in self.omega]
         with without_gradients(self.alpha):
             sgd.zero_grad()
@@ -185,7 +194,7 @@ class Bilevel:
                 steps.append(None)
                 continue
             step = gradient + self.config.weight_decay * weight.detach()
-            buffer = self.omega_optimiser.sgd.state[weight].get("momentum_buffer")
+            buffer = self.omega_optimiser.optimiser.state[weight].get("momentum_buffer")
             steps.append(step if buffer is None else step + self.config.momentum * buffer)
         return steps
 
@@ -201,15 +210,20 @@ class Bilevel:
         """Set the learning rate of the backbone's α apart from the branches' (HLS, H24)."""
         set_rate(self.alpha_optimiser, 0, rate)
 
-    def graphed_step(self) -> GraphedStep:
-        """Give `step` as a CUDA graph, if it is of first order, unbranched and in one process.
+    def step_omega_alone(self, epoch: int | Tensor, *inputs: Tensor) -> dict[str, Tensor]:
+        """Take a step on ω, for as long as α waits; arguments and result as of `step`."""
+        of_omega = inputs[len(inputs) // 2 :]
+        return self.step_omega(partial(self.objective, self.supernet, of_omega, epoch))
+
+    def graphed(self, step: Callable[..., dict[str, Tensor]]) -> GraphedStep:
+        """Give a step as a CUDA graph, if it is of first order, unbranched and in one process.
 
         A step of second order reads its learning rate as a number, and the mixing ratio of two
         branches decides which of them a step computes at all.
         """
         config = self.config
         plain = config.second_order or config.sampling == "bilateral" or active()
-        return GraphedStep(self.step, enabled=not plain)
+        return GraphedStep(step, enabled=not plain)
 
     def state(self) -> dict[str, Stateful]:
         """All that a step changes, by name, for the checkpoint."""
@@ -275,20 +289,21 @@ def search(
         >>> result = search(images, settings, Views(), seed=0)
         >>> {kind: len(weights) for kind, weights in result.supernet.architecture().items()}
         {'normal': 14, 'reduce': 14}
-        >>> sorted(result.history[0])[:4]
+        >>> sorted(result.history[0])[1:5]
         ['decided', 'epoch', 'images_per_second', 'learning_rate']
     """
     device = images.pixels.device
+    config = sized(config, len(images.pixels))
     seed_everything(seed)
     supernet, objective = _build(images, config, view_settings)
-    bilevel = Bilevel(supernet.to(device), objective.to(device), config)
-    bilevel_step = bilevel.graphed_step()
     halves = _alpha_and_omega_images(len(images.pixels), config, seed)
     stream = BatchStream(objective, images, config, (seed, ORDER), (seed, VIEWS), halves)
-    alphas = AlphaLog()
+    bilevel = Bilevel(supernet.to(device), objective.to(device), config, stream.steps)
+    both_step, omega_step = bilevel.graphed(bilevel.step), bilevel.graphed(bilevel.step_omega_alone)
+    alphas, watch = AlphaLog(), GenotypeWatch()
 
     def backbone_alpha_rate(epoch: int) -> float:
-        rate = config.alpha_learning_rate
+        rate = bilevel.alpha_rate
         if config.heterogeneous and isinstance(objective, Bilateral):
             rate *= backbone_rate(objective.ratio(epoch))
         return rate
@@ -299,7 +314,9 @@ def search(
 
     def step(batches: Tensor, epoch: int, number: int) -> dict[str, Tensor]:
         of_alpha, of_omega = stream.inputs(batches, epoch, number)
-        return bilevel_step(epoch, *of_alpha, *of_omega)
+        bilevel.omega_optimiser.schedule(epoch, number)
+        chosen = omega_step if epoch < waiting_epochs(config) else both_step
+        return chosen(epoch, *of_alpha, *of_omega)
 
     def finish_epoch(epoch: int) -> dict[str, Any]:
         alphas.add(epoch, supernet)
@@ -309,13 +326,66 @@ def search(
             row["backbone_rate"] = backbone_alpha_rate(epoch - 1)
         if monitor and config.knn_every and epoch % config.knn_every == 0:
             row["knn_accuracy"] = monitor(supernet)
-        bilevel.omega_optimiser.finish_epoch()
+        row["changed_edges"] = watch.look(supernet)
+        if config.early_stop and epoch > waiting_epochs(config):
+            row["stop"] = agreed(watch.unchanged >= config.early_stop)
         return row
 
-    state = {**bilevel.state(), "alphas": alphas, "order": stream}
+    state = {**bilevel.state(), "alphas": alphas, "order": stream, "decisions": watch}
     trainer = Trainer("search", config.epochs, state, start_epoch, step, finish_epoch, checkpoint)
     history = trainer.run()
     return SearchResult(supernet, history, alphas.rows, trainer.seconds)
+
+
+def epoch_seconds(images: TrainingImages, config: Search, view_settings: Views) -> float:
+    """Measure how long an epoch of `search` takes, by a few steps; arguments as of `search`."""
+    config = sized(config, len(images.pixels))
+    seed_everything(0)
+    supernet, objective = _build(images, config, view_settings)
+    halves = _alpha_and_omega_images(len(images.pixels), config, 0)
+    stream = BatchStream(objective, images, config, (0, ORDER), (0, VIEWS), halves)
+    device = images.pixels.device
+    bilevel = Bilevel(supernet.to(device), objective.to(device), config, stream.steps)
+    batches = stream.draw_epoch()
+
+    def step(number: int) -> None:
+        of_alpha, of_omega = stream.inputs(batches, 0, number)
+        bilevel.step(0, *of_alpha, *of_omega)
+
+    return stream.steps * seconds_a_step(step, stream.steps)
+
+
+def waiting_epochs(config: Search) -> int:
+    """The number of epochs at the start in which α waits for ω.
+
+    Example:
+        >>> waiting_epochs(Search(epochs=30, alpha_warm_up=0.3))
+        9
+    """
+    return min(round(config.alpha_warm_up * config.epochs), config.epochs)
+
+
+def alpha_rate(config: Search, steps: int) -> float:
+    """The learning rate of α: `alpha_learning_rate`, or else `ALPHA_TRAVEL` over α's steps.
+
+    Adam moves an α by at most about its rate a step, whatever the gradient's scale. The rate times
+    the number of steps is how far α can come, and so whether it can decide at all.
+
+    Args:
+        config: of the search.
+        steps: of an epoch.
+
+    Example:
+        The published search of 100 epochs of 287 steps, and one of 10 epochs:
+
+        >>> round(alpha_rate(Search(epochs=100), 287), 6)
+        0.0003
+        >>> round(alpha_rate(Search(epochs=10, alpha_learning_rate=None), 287), 6)
+        0.002997
+    """
+    if config.alpha_learning_rate is not None:
+        return config.alpha_learning_rate
+    return ALPHA_TRAVEL / max(1, steps * (config.epochs - waiting_epochs(config)))
 
 
 def _build(
@@ -327,11 +397,12 @@ def _build(
         InputError: for options that do not go together, or labels that they do not allow.
     """
     _check_options(images, config)
-    in_channels = images.pixels.shape[-1]
+    height, width, in_channels = images.pixels.shape[1:]
+    shape = (height, width, in_channels)
     if config.objective == "supervised":
-        supernet = build_supernet(config, in_channels, images.num_classes)
+        supernet = build_supernet(config, shape, images.num_classes)
         return supernet, supervised(losses.make_loss("ce"), config)
-    supernet = build_supernet(config, in_channels, None)
+    supernet = build_supernet(config, shape, None)
     # Barlow Twins, unless `config.objective` names another loss.
     return supernet, SelfSupervised(config, view_settings, supernet.out_features)
 
@@ -353,6 +424,11 @@ def _check_options(images: TrainingImages, config: Search) -> None:
             f"search.heterogeneous: found true with sampling {config.sampling!r}; accepted is "
             "sampling bilateral, whose mixing ratio scales the rate"
         )
+    if config.second_order and config.optimiser != "sgd":
+        raise InputError(
+            f"search.second_order: found true with optimiser {config.optimiser!r}; accepted is "
+            "optimiser sgd, whose step the gradient of second order takes ahead"
+        )
     if config.second_order and config.sampling == "bilateral":
         raise InputError(
             "search.second_order: found true with sampling bilateral, one of whose branches has no "
@@ -366,8 +442,7 @@ def _alpha_and_omega_images(count: int, config: Search, seed: int) -> tuple[Tens
     Raises:
         InputError: if there are fewer images of either than a batch has.
     """
-    # 40 · (1 − 0.8) comes out as 7.999999999999998.
-    sizes = [int(count * share + 1e-6) for share in (1 - config.omega_share, config.omega_share)]
+    sizes = alpha_and_omega(count, config.omega_share)
     if min(sizes) < 2 <= count // 2:
         raise InputError(
             f"search.omega_share: found {config.omega_share:g}, by which of the {count} training "

@@ -5,20 +5,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ssnas import finetune
 from ssnas.config.schema import Finetune, Search, Views
 from ssnas.data import Dataset
 from ssnas.data.views import Normalise
 from ssnas.errors import InputError
-from ssnas.finetune import evaluate, fit, latency_ms, mixing_sweep, predict, pretrain
+from ssnas.finetune import epoch_seconds, evaluate, fit, latency_ms, mixing_sweep, predict, pretrain
 from ssnas.networks.bilateral import BilateralSupernet
 from ssnas.networks.derived import DerivedNetwork
 from ssnas.networks.operations import RELAXATIONS
 from ssnas.training import trainer
 from ssnas.training.checkpoint import Checkpoint
 from ssnas.training.images import TrainingData
-from ssnas.training.optimizer import CosineSgd
+from ssnas.training.optimizer import Descent
 
 CPU = torch.device("cpu")
 CONFIG = Finetune(epochs=2, batch_size=8, loss="ce", learning_rate=0.05)
@@ -81,12 +82,15 @@ def test_the_seed_decides(splits, train):
     assert not equal(one[0], other[0])
 
 
-@pytest.mark.parametrize("early_stop", [0, 5])
-def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, splits, train, early_stop):
-    config = replace(CONFIG, loss="focal+la", early_stop=early_stop)
+CYCLE = {"optimiser": "adamw", "schedule": "one-cycle", "averaging": 0.9}
+
+
+@pytest.mark.parametrize("changes", [{}, {"early_stop": 5}, CYCLE])
+def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, splits, train, changes):
+    config = replace(CONFIG, loss="focal+la", **changes)
     whole = train(splits, config)
     monkeypatch.setattr(trainer, "SAVE_SECONDS", 0)
-    step, calls = CosineSgd.step, []
+    step, calls = Descent.step, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -94,7 +98,7 @@ def test_resumed_equals_uninterrupted(tmp_path, monkeypatch, splits, train, earl
             raise KeyboardInterrupt
         return step(*arguments)
 
-    monkeypatch.setattr(CosineSgd, "step", interrupted)
+    monkeypatch.setattr(Descent, "step", interrupted)
     with pytest.raises(KeyboardInterrupt), Checkpoint(tmp_path, {}) as checkpoint:
         train(splits, config, checkpoint=checkpoint)
     with Checkpoint(tmp_path, {}) as checkpoint:
@@ -284,3 +288,45 @@ def test_training_by_class_balanced_batches(splits, train):
     """Batches of equal classes: the rare class is learnt although the loss ignores its rarity."""
     network, _, normalise = train(splits, replace(CONFIG, sampling="balanced", epochs=12))
     assert evaluate(network, splits.test, normalise, CPU)["balanced_accuracy"] > 0.6
+
+
+def test_averaged_weights_are_the_mean_of_the_last_steps(splits, train, monkeypatch):
+    """Of a linear classifier, which has no batch norm."""
+    seen, step = [], Descent.step
+
+    def recorded(descent, loss):
+        step(descent, loss)
+        seen.append([p.detach().clone() for p in descent.parameters])
+
+    monkeypatch.setattr(Descent, "step", recorded)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    config = Finetune(epochs=5, batch_size=8, averaging=0.4)
+    fit(network, TrainingData.of(splits), config, seed=0, device=torch.device("cpu"))
+    last = seen[-8:]  # of 20 steps
+    for parameter, values in zip(network.parameters(), zip(*last, strict=True), strict=True):
+        torch.testing.assert_close(parameter.detach(), torch.stack(values).mean(dim=0))
+
+
+def test_batch_norms_follow_the_averaged_weights(splits):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    norm = network[2]
+    norm.momentum = 1.0  # only the last batch counts, whose mean is then known
+    seen = []
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach()))
+    config = Finetune(epochs=2, batch_size=8, averaging=0.5)
+    fit(network, TrainingData.of(splits), config, seed=0, device=torch.device("cpu"))
+    torch.testing.assert_close(norm.running_mean, seen[-1].mean(dim=0))
+    assert len(seen[-1]) == 8
+
+
+def test_measuring_an_epoch_changes_nothing(splits, genotype):
+    torch.manual_seed(0)
+    network = DerivedNetwork(genotype, 2, 3, 3, 3, 1)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    config = Finetune(epochs=1, batch_size=8)
+    seconds = epoch_seconds(network, TrainingData.of(splits), config, torch.device("cpu"))
+    assert seconds > 0
+    after = network.state_dict()
+    assert all(value.equal(after[name]) for name, value in before.items())

@@ -304,7 +304,7 @@ def test_second_order_gradient_is_that_of_the_unrolled_step(momentum):
         return (omega * alpha - 1) ** 2
 
     step.step_omega(lambda: train_loss(toy.omega, toy.alpha))
-    buffer = step.omega_optimiser.sgd.state[toy.omega].get("momentum_buffer")
+    buffer = step.omega_optimiser.optimiser.state[toy.omega].get("momentum_buffer")
     buffer = torch.tensor(0.0) if buffer is None else buffer.clone()
     omega, alpha = (p.detach().clone().requires_grad_() for p in (toy.omega, toy.alpha))
     (gradient,) = torch.autograd.grad(train_loss(omega, alpha), omega, create_graph=True)
@@ -527,3 +527,61 @@ def test_encoding_changes_nothing_and_ignores_the_batch(images):
 def test_diverging_search_is_told(images):
     with pytest.raises(InputError, match=r"search: loss_\w+ became (nan|inf) at epoch"):
         run(images, replace(CONFIG, epochs=4, loss_scale=1e38))
+
+
+# The pace of α
+
+
+def test_alpha_travels_as_far_as_in_the_published_search():
+    """28,700 steps of 0.0003 there; whatever the length here, the rate times α's steps is 8.6."""
+    for epochs, warm_up, steps in ((100, 0.0, 287), (8, 0.25, 5), (1, 0.0, 1)):
+        config = Search(epochs=epochs, alpha_learning_rate=None, alpha_warm_up=warm_up)
+        moving = epochs - search_module.waiting_epochs(config)
+        assert search_module.alpha_rate(config, steps) * moving * steps == pytest.approx(8.6)
+
+
+def test_alpha_waits_for_omega(images):
+    config = replace(CONFIG, epochs=4, batch_size=8, alpha_warm_up=0.5)
+    result = run(images, config)
+    by_epoch = {
+        epoch: [row["weight"] for row in result.alphas if row["epoch"] == epoch]
+        for epoch in range(1, 5)
+    }
+    assert by_epoch[1] == by_epoch[2] != by_epoch[3] != by_epoch[4]
+    assert ["loss_alpha" in row for row in result.history] == [False, False, True, True]
+    assert all(math.isfinite(row["loss_weights"]) for row in result.history)
+
+
+def test_changed_edges_are_those_whose_best_operation_changed(images):
+    config = replace(CONFIG, epochs=4, alpha_learning_rate=0.5)
+    result = run(images, config)
+    best = {}
+    for row in result.alphas:
+        edge = row["cell"], row["edge"]
+        of_epoch = best.setdefault(row["epoch"], {})
+        of_epoch[edge] = max(of_epoch.get(edge, (-1, "")), (row["weight"], row["op"]))
+    for epoch in range(2, 5):
+        changed_edges = sum(best[epoch][e][1] != best[epoch - 1][e][1] for e in best[epoch])
+        assert result.history[epoch - 1]["changed_edges"] == changed_edges
+    assert result.history[0]["changed_edges"] == 0
+
+
+def test_a_search_stops_when_its_genotype_has_settled(images):
+    still = replace(CONFIG, epochs=9, batch_size=8, alpha_learning_rate=1e-9, early_stop=3)
+    # The first look finds nothing to compare with.
+    assert len(run(images, still).history) == 4
+    waiting = replace(still, alpha_warm_up=0.66)
+    assert len(run(images, waiting).history) == 7
+    assert len(run(images, replace(still, early_stop=0)).history) == 9
+
+
+def test_second_order_needs_sgd(images):
+    with pytest.raises(InputError, match=r"second_order.*'adamw'.*sgd"):
+        run(images, replace(CONFIG, second_order=True, optimiser="adamw"))
+
+
+def test_the_length_follows_from_the_number_of_images(images):
+    config = replace(CONFIG, epochs=None, batch_size=None)
+    many = TrainingImages(images.pixels[:1].expand(4000, -1, -1, -1), images.normalise, True)
+    seconds = search_module.epoch_seconds(many, config, Views())
+    assert 0 < seconds < 600

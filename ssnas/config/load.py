@@ -1,8 +1,8 @@
 """Read the parameters of a run from its files.
 
-A run's parameters come from three layers, later ones winning: the defaults of `schema`, the preset
-of its scale (`scales` in params.yaml), and the keys set for the run itself: in params.yaml for the
-main run, in papers/rows.yaml for the rows of the papers' tables.
+A run's parameters come from four layers, later ones winning: the defaults of `schema`, the preset
+of its scale (`scales` in params.yaml), its recipe (`recipes`), and the keys set for the run itself:
+in params.yaml for the main run, in papers/rows.yaml for the rows of the papers' tables.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ssnas.config.decide import MULTI_LABEL_DECISIONS
+from ssnas.config.recipes import RECIPES
 from ssnas.config.schema import (
     SCALED,
     SECTIONS,
@@ -118,14 +119,14 @@ def load_options(options: Mapping[str, Any], path: Path | None, root: Path) -> R
     Example:
         >>> run = load_options({"dataset": "photos", "size": 64, "loss": "ce"}, None, Path("runs"))
         >>> run.data.size, run.data.profile, run.finetune.loss, run.search.epochs
-        (64, 'natural', 'ce', 20)
+        (64, 'natural', 'ce', None)
     """
     document = read_yaml(path or PRESETS)
     if path is None:
-        document = {**document, "data": {"profile": "natural"}}
+        document = {**document, "recipe": "short", "data": {"profile": "natural"}}
     where = "options" if path is None else f"{path} and options"
     in_data = [field.name for field in dataclasses.fields(SECTIONS["data"])]
-    for key, value in options.items():
+    for key, value in _with_search_named(options, where).items():
         if key in in_data and key not in TOP_LEVEL:
             document["data"] = {**_mapping(document.get("data", {}), f"{where}: data"), key: value}
         elif key in SECTIONS and isinstance(value, Mapping):
@@ -139,6 +140,27 @@ def load_options(options: Mapping[str, Any], path: Path | None, root: Path) -> R
     return dataclasses.replace(_run(document, where, "."), root=root)
 
 
+def _with_search_named(options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Turn `search` by its name into sections: `none`, for a fixed genotype, or an objective."""
+    named = options.get("search")
+    if not isinstance(named, str):
+        return dict(options)
+    choices = ("none", *choices_of("ssnas.training.objectives:OBJECTIVES"))
+    check_value(named, f"{where}: search", str, {"choices": choices})
+    sections: dict[str, dict[str, Any]] = {"search": {"objective": named}}
+    if named == "none":
+        sections = {
+            "search": {"epochs": 0},
+            "derive": {"rule": "fixed"},
+            "finetune": {"inherit": False},
+        }
+    others = {key: value for key, value in options.items() if key != "search"}
+    for section, keys in sections.items():
+        more = others.get(section, {})
+        others[section] = {**keys, **more} if isinstance(more, Mapping) else more
+    return others
+
+
 def _run(document: Mapping[str, Any], where: str, folder: str) -> Run:
     known = (*TOP_LEVEL, *SECTIONS, "scales")
     for key in document:
@@ -146,13 +168,15 @@ def _run(document: Mapping[str, Any], where: str, folder: str) -> Run:
             raise InputError(f"{where}: {key}: unknown key; choose from {', '.join(known)}")
     scale = document.get("scale", "small")
     preset = _preset(document, scale, where, f"{where}: scale")
+    set_here = {name: _mapping(document.get(name, {}), f"{where}: {name}") for name in SECTIONS}
     sections = {
         name: build(
             section,
             f"{where}: {name}",
             preset.get(name, {}),
+            _recipe(document, set_here, name, where),
             _routed(document, name, where),
-            _mapping(document.get(name, {}), f"{where}: {name}"),
+            set_here[name],
         )
         for name, section in SECTIONS.items()
     }
@@ -164,6 +188,28 @@ def _run(document: Mapping[str, Any], where: str, folder: str) -> Run:
         decide=_decide(document.get("decide", "balanced"), f"{where}: decide"),
         **sections,
     )
+
+
+def _recipe(
+    document: Mapping[str, Any], set_here: Mapping[str, Mapping[str, Any]], name: str, where: str
+) -> dict[str, Any]:
+    """Look up what the recipe of the run, or of a section of its own, sets in a section."""
+    follows = _RECIPE_OF.get(name, name)
+    at_top, where = document.get("recipe", "published"), f"{where}: recipe"
+    if follows in ("search", "finetune") and "recipe" in set_here[follows]:
+        at_top, where = set_here[follows]["recipe"], where.replace("recipe", f"{follows}.recipe")
+    return _keys_of_recipe(at_top, name, where)
+
+
+_RECIPE_OF = {"views": "search", "transfer": "finetune"}
+"""The sections whose recipe is that of another one."""
+
+
+def _keys_of_recipe(recipe: Any, section: str, where: str) -> dict[str, Any]:
+    """Give the keys of a section that a recipe sets, with its name where the section has one."""
+    check_value(recipe, where, str, {"choices": RECIPES})
+    named = {"recipe": recipe} if section in ("search", "finetune") else {}
+    return {**named, **RECIPES[recipe].get(section, {})}
 
 
 def _device(value: Any, where: str) -> str:
@@ -195,7 +241,7 @@ def _routed(document: Mapping[str, Any], section: str, path: str) -> dict[str, A
     return {
         key: check_key(SECTIONS[section], key, document[key], f"{path}: {key}")
         for key, sections in _ROUTES.items()
-        if section in sections and key in document
+        if section in sections and document.get(key) is not None
     }
 
 
@@ -358,7 +404,9 @@ def _sections(link: _Link, preset: Mapping[str, Any]) -> dict[str, Any]:
     sections = {}
     for name, fields in keys.items():
         layer = {key: settings.pop(key) for key in fields if key in settings}
-        sections[name] = build(SECTIONS[name], link.where, preset.get(name, {}), layer)
+        recipe = link.entry.get("recipe", "published")
+        by_recipe = _keys_of_recipe(recipe, name, f"{link.where}.recipe")
+        sections[name] = build(SECTIONS[name], link.where, preset.get(name, {}), by_recipe, layer)
     return sections
 
 

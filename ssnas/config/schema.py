@@ -18,9 +18,13 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from ssnas.errors import InputError, shown
+
+BY_NUMBER = "or null"
+"""Marks whole numbers that are null where they shall follow from the number of images, by
+`ssnas.config.recipes.sized`, before anything reads them."""
 
 TRANSFER_WEIGHTS = ("search", "finetune", "none")
 
@@ -97,27 +101,41 @@ class Views:
 
 
 @dataclass(frozen=True)
-class Sgd:
+class Training:
     """The descent on ω and what it sees, for search and fine-tuning alike (T21, section 4).
 
     `sampling` draws the batches (see `ssnas.data.sampling`). Under `bilateral` the two branches are
     mixed by the schedule `mixing`, of steepness `steepness` (see `ssnas.networks.bilateral`).
     """
 
-    epochs: int = _key(100, low=0, high=10**5)
-    """Passes over the images that drive ω; a search of 0 gives a random genotype. Published: 100;
-    Y24 40."""
-    batch_size: int = _key(32, low=2, high=2**16)
-    """Images a step; in a search for each of α and ω, under `bilateral` for each sampler.
-    Published: 32; Y24 64; H24 128."""
+    recipe: str = _key("published", choices="ssnas.config.recipes:RECIPES")
+    """Values of other keys, see docs/recipes.md; keys that are set beside it win. In params.yaml
+    the top-level `recipe` sets it. Published: `published`."""
+    epochs: Annotated[int, BY_NUMBER] = _key(100, low=0, high=10**5)
+    """Passes over the images that drive ω; null: by their number (`ssnas.config.recipes.sized`); a
+    search of 0 gives a random genotype. Published: 100; Y24 40."""
+    batch_size: Annotated[int, BY_NUMBER] = _key(32, low=2, high=2**16)
+    """Images a step; in a search for each of α and ω, under `bilateral` for each sampler; null: by
+    the number of images. Published: 32; Y24 64; H24 128."""
+    optimiser: str = _key("sgd", choices="ssnas.training.optimizer:OPTIMISERS")
+    """Optimiser of ω. Published: `sgd`."""
     learning_rate: float = _key(0.025, above=0.0, high=100.0)
-    """Learning rate of SGD, annealed along a cosine. Published: 0.025; H24 0.02."""
+    """Largest learning rate of ω. Published: 0.025; H24 0.02."""
+    schedule: str = _key("cosine", choices="ssnas.training.optimizer:SCHEDULES")
+    """Course of the learning rate: down along a cosine, by epoch; or up and down again in one
+    cycle, by step. Published: `cosine`."""
+    warm_up: float = _key(0.25, low=0.0, high=0.9)
+    """Share of the steps in which the learning rate of `one-cycle` rises. Published: no such
+    schedule."""
     min_learning_rate: float = _key(0.0, low=0.0, high=100.0)
-    """Learning rate at the end of the annealing. Published: open; Y24 0.001."""
-    momentum: float = _key(0.9, low=0.0, high=1.0)
-    """Momentum of SGD. Published: 0.9."""
+    """Learning rate at the end of the `cosine`. Published: open; Y24 0.001."""
+    momentum: float = _key(0.9, low=0.0, high=0.999)
+    """Momentum of SGD, or β₁ of AdamW. Published: 0.9."""
     weight_decay: float = _key(3e-4, low=0.0, high=1.0)
-    """Decay of all weights ω. Published: 3e-4."""
+    """Decay of ω. Published: 3e-4."""
+    decay_norms: bool = True
+    """Decay batch norms and biases too, not the weights of convolutions and linear layers alone.
+    Published: true."""
     gradient_clip: float = _key(5.0, above=0.0, high=1e9)
     """Largest norm of the gradient. Published: 5 (DARTS)."""
     crop_padding: float = _key(0.125, low=0.0, high=0.5)
@@ -135,7 +153,7 @@ class Sgd:
 
 
 @dataclass(frozen=True)
-class Search(Sgd):
+class Search(Training):
     """The bilevel search (T21, sections 3 and 4).
 
     A search of no epochs leaves α as they are drawn: its genotype is a random one.
@@ -153,10 +171,11 @@ class Search(Sgd):
     """Number of cells L; the reduction cells are at ⌊L/3⌋ and ⌊2L/3⌋. Published: 3; Y24, H24 8."""
     stem_multiplier: int = _key(3, low=1, high=64)
     """The stem has this times C channels. Published: 3 (DARTS, CIFAR-10), 1 (DARTS, ImageNet)."""
-    stem: str = _key("cifar", choices="ssnas.networks.backbone:STEMS")
-    """Layers before the first cell: one convolution at full resolution, or three that reduce large
-    images to an eighth; derived networks and transfers keep it. Published: `cifar`; `imagenet`
-    (DARTS, ImageNet)."""
+    stem: str | None = _key("cifar", choices="ssnas.networks.backbone:STEMS")
+    """Layers before the first cell: one convolution at full resolution, two that reduce images to
+    a quarter, or three that reduce large ones to an eighth; null: `quarter` from 24 pixels on, and
+    `cifar` below.
+    Derived networks and transfers keep it. Published: `cifar`; `imagenet` (DARTS, ImageNet)."""
     partial: int = _key(1, low=1, high=4096)
     """K: the operations see 1/K of the channels, and edges are normalised (PC-DARTS), which saves
     memory; a divisor of `channels`, above 1 with `softmax` and without `bilateral`. Published: 4
@@ -172,8 +191,12 @@ class Search(Sgd):
     heterogeneous: bool = False
     """HLS: multiply the learning rate of the backbone's α by exp(1 − 1/a); with `bilateral`.
     Published: true (H24)."""
-    alpha_learning_rate: float = _key(3e-4, above=0.0, high=100.0)
-    """Learning rate of Adam on α. Published: 3e-4 (DARTS, Y24); H24 0.02."""
+    alpha_learning_rate: float | None = _key(3e-4, above=0.0, high=100.0)
+    """Learning rate of Adam on α; null: what moves α as far as the published search may, 8.6 over
+    α's steps. Published: 3e-4 (DARTS, Y24); H24 0.02."""
+    alpha_warm_up: float = _key(0.0, low=0.0, high=0.9)
+    """Share of the epochs, at the start, in which α waits until ω has learned something. Published:
+    0."""
     alpha_weight_decay: float = _key(1e-3, low=0.0, high=1.0)
     """Weight decay of Adam on α. Published: 1e-3 (DARTS, Y24)."""
     zero_one_norm: str = _key("l2", choices="ssnas.losses:ZERO_ONE_NORMS")
@@ -190,6 +213,9 @@ class Search(Sgd):
     """λ of the Barlow Twins loss. Published: 0.005 (Barlow Twins)."""
     temperature: float = _key(0.5, above=0.0, high=1e6)
     """Temperature of NT-Xent. Published: 0.5 (SimCLR, CIFAR-10)."""
+    early_stop: int = _key(0, low=0, high=10**5)
+    """Epochs without a change of the genotype (the best operation of each edge) before the search
+    stops; 0: search to the end. Published: 0."""
     knn_every: int = _key(1, low=0, high=10**5)
     """Epochs between measurements of the nearest-neighbour accuracy; 0: never."""
 
@@ -211,7 +237,7 @@ class Derive:
 
 
 @dataclass(frozen=True)
-class Finetune(Sgd):
+class Finetune(Training):
     """Supervised training of a network.
 
     `network` is the one of the derived genotype, the searched supernet itself (H24), or a
@@ -219,9 +245,9 @@ class Finetune(Sgd):
     `pretrain_epochs` train it with the search's self-supervised objective first (SSNAS).
     """
 
-    epochs: int = _key(600, low=0, high=10**5)
-    """Passes over the training images; 0 leaves the network as it starts. Published: 600; Y24 150.
-    """
+    epochs: Annotated[int, BY_NUMBER] = _key(600, low=0, high=10**5)
+    """Passes over the training images; null: by their number; 0 leaves the network as it starts.
+    Published: 600; Y24 150."""
     network: str = _key("derived", choices="ssnas.networks.factory:NETWORKS")
     """Network to train: the derived one, the searched supernet itself (needs `search.objective` as
     `supervised`), or a published one. Published: `derived`; H24 `supernet`."""
@@ -229,6 +255,9 @@ class Finetune(Sgd):
     """Cells of the derived network; null: as searched. Published: as searched."""
     channels: int | None = _key(None, low=2, high=4096)
     """C of the derived network; null: as searched. Published: as searched."""
+    parameters: int | None = _key(None, low=1, high=10**9)
+    """Number of parameters that the derived network shall come nearest to, by its channels; null:
+    by `channels`. It then starts from scratch. Published: no such rule."""
     pretrain_epochs: int = _key(0, low=0, high=10**5)
     """Epochs of the search's self-supervised objective before the labels. Published: 0; SSNAS
     above 0."""
@@ -244,6 +273,9 @@ class Finetune(Sgd):
     """γ of the focal loss. Published: 2."""
     tau: float = _key(1.0, low=0.0, high=100.0)
     """τ of the logit adjustment. Published: 1."""
+    averaging: float = _key(0.0, low=0.0, high=1.0)
+    """Share of the steps, at the end, over which the final weights are averaged; not with
+    `early_stop`. Published: 0."""
     early_stop: int = _key(0, low=0, high=10**5)
     """Epochs without a better validation figure before training stops, with the best weights; 0:
     train to the end. Published: 0."""
@@ -281,8 +313,8 @@ class Transfer:
     `search`."""
     loss: str = _key("focal+la", choices="ssnas.losses:LOSSES")
     """Training loss. In params.yaml the top-level `loss` sets it. Published: `focal+la`."""
-    epochs: int = _key(100, low=1, high=10**5)
-    """Passes over the training images of each fold. Published: open."""
+    epochs: Annotated[int, BY_NUMBER] = _key(100, low=1, high=10**5)
+    """Passes over the training images of each fold; null: by their number. Published: open."""
 
 
 SECTIONS: dict[str, type] = {
@@ -296,7 +328,8 @@ SECTIONS: dict[str, type] = {
 SCALED = ("data", "search", "finetune", "transfer")
 TOP_LEVEL = {
     "dataset": "Sets `data.dataset`.",
-    "loss": "Sets `finetune.loss` and `transfer.loss`.",
+    "recipe": "Sets `search.recipe` and `finetune.recipe`; `views` and `transfer` follow.",
+    "loss": "Sets `finetune.loss` and `transfer.loss`; null: the recipe's.",
     "decide": "Decision whose figures are the headline, see `ssnas.decision`: `balanced` (all "
     "classes equally frequent), `natural` (as frequent as among the training images), `published` "
     "(the papers': the softmax of the logits), `f1` (several labels an image: thresholds of the "
@@ -393,7 +426,21 @@ def check_key(section: type, key: str, value: Any, where: str) -> Any:
         raise InputError(
             f"{where}: unknown key; the keys of {section.__name__.lower()} are {', '.join(fields)}"
         )
-    return check_value(value, where, typing.get_type_hints(section)[key], fields[key].metadata)
+    return check_value(value, where, hints_of(section)[key], fields[key].metadata)
+
+
+def hints_of(section: type) -> dict[str, Any]:
+    """Give the type of each key as a file may have it.
+
+    Example:
+        >>> hints_of(Search)["epochs"], hints_of(Search)["cells"]
+        (int | None, <class 'int'>)
+    """
+    declared = typing.get_type_hints(section, include_extras=True)
+    return {
+        key: int | None if hint == Annotated[int, BY_NUMBER] else hint
+        for key, hint in declared.items()
+    }
 
 
 def check_value(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ssnas.config.schema import Search
 from ssnas.errors import InputError
+from ssnas.networks.backbone import stem_for
 from ssnas.networks.cell import Cell
 from ssnas.networks.cell_graph import prepare
 from ssnas.networks.space import EDGES
@@ -255,30 +256,32 @@ def backbone_rate(ratio: float) -> float:
 
 
 def build_supernet(
-    config: Search, in_channels: int, num_classes: int | None
+    config: Search, image_shape: tuple[int, int, int], num_classes: int | None
 ) -> Supernet | BilateralSupernet:
     """Build the supernet that a search trains: of two branches where it samples `bilateral`.
 
     Args:
         config: the supernet's sizes, relaxation, stem and sampling scheme.
-        in_channels: channels of the images.
+        image_shape: (H, W, C) of the images.
         num_classes: outputs of its classifiers, or None for a supernet that gives features.
 
     Raises:
         InputError: for partial channels in a bilateral supernet, which has none.
 
     Example:
-        >>> supernet = build_supernet(Search(channels=4), in_channels=3, num_classes=None)
+        >>> supernet = build_supernet(Search(channels=4), (8, 8, 3), num_classes=None)
         >>> supernet(torch.zeros(2, 3, 8, 8)).shape
         torch.Size([2, 64])
     """
+    size, _, in_channels = image_shape
+    stem = stem_for(config.stem, size)
     sizes = config.channels, config.cells, in_channels, config.relaxation, config.stem_multiplier
     if config.sampling != "bilateral":
-        return Supernet(*sizes, num_classes, config.partial, config.stem, config.checkpoint)
+        return Supernet(*sizes, num_classes, config.partial, stem, config.checkpoint)
     if config.partial > 1:
         raise InputError(
             f"search.partial: found {config.partial} with sampling bilateral; accepted is 1"
         )
     if num_classes is None:
         raise InputError("search.sampling: found bilateral without classes to tell apart")
-    return BilateralSupernet(*sizes, num_classes, config.stem, config.checkpoint)
+    return BilateralSupernet(*sizes, num_classes, stem, config.checkpoint)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from ssnas.config.schema import Finetune, Search
 from ssnas.errors import InputError
+from ssnas.networks.backbone import stem_for
 from ssnas.networks.baselines import BASELINES, build_baseline, normalise_classifier
 from ssnas.networks.bilateral import build_supernet
-from ssnas.networks.derived import DerivedNetwork, inherit
+from ssnas.networks.derived import DerivedNetwork, inherit, parameter_count
 from ssnas.networks.genotype import Genotype
 
 NETWORKS = ("derived", "supernet", *BASELINES)
 """The names of `finetune.network`: that of the genotype, the searched supernet, or a baseline."""
+
+FEWEST_CHANNELS, MOST_CHANNELS = 2, 4096
 
 
 def build_network(
@@ -44,26 +49,57 @@ def build_network(
         Linear(in_features=64, out_features=10, bias=True)
     """
     check_network(config, search)
-    height, _, in_channels = image_shape
+    size, _, in_channels = image_shape
     if config.network == "supernet":
-        return build_supernet(search, in_channels, num_classes)
+        return build_supernet(search, image_shape, num_classes)
     if config.network in BASELINES:
-        network = build_baseline(config.network, num_classes, in_channels, height)
+        network = build_baseline(config.network, num_classes, in_channels, size)
     else:
         if genotype is None:
             raise InputError("finetune.network: found 'derived' without a genotype")
-        network = DerivedNetwork(
+        build = partial(
+            DerivedNetwork,
             genotype,
-            config.channels or search.channels,
-            config.cells or search.cells,
-            num_classes,
-            in_channels,
-            search.stem_multiplier,
-            search.stem,
+            num_cells=config.cells or search.cells,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            stem_multiplier=search.stem_multiplier,
+            stem=stem_for(search.stem, size),
         )
+        channels = config.channels or search.channels
+        if config.parameters:
+            channels = channels_for(config.parameters, lambda c: build(channels=c))
+        network = build(channels=channels)
     if config.loss == "ldam-drw":
         normalise_classifier(network)
     return network
+
+
+def channels_for(parameters: int, build: Callable[[int], nn.Module]) -> int:
+    """Find the channels whose network has the number of parameters nearest to a target.
+
+    Args:
+        parameters: the target.
+        build: makes the network of a number of channels; more channels are more parameters.
+
+    Example:
+        A linear layer from C to C features has C² + C parameters:
+
+        >>> channels_for(111, lambda channels: nn.Linear(channels, channels))
+        10
+    """
+
+    def count(channels: int) -> int:
+        with torch.device("meta"):
+            return parameter_count(build(channels))
+
+    low, high = FEWEST_CHANNELS, 2 * FEWEST_CHANNELS
+    while count(high) < parameters and high < MOST_CHANNELS:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < parameters else (low, middle)
+    return min((low, high), key=lambda channels: abs(count(channels) - parameters))
 
 
 def check_network(config: Finetune, search: Search) -> None:
@@ -78,9 +114,15 @@ def check_network(config: Finetune, search: Search) -> None:
         ssnas.errors.InputError: finetune.cells: found 4 with network 'resnet-32'; accepted with \
 network derived alone
     """
+    if config.parameters and (config.channels or config.inherit):
+        raise InputError(
+            f"finetune.parameters: found {config.parameters} with inherit {config.inherit} and "
+            f"channels {config.channels}; accepted with inherit false and channels null, since "
+            "other channels than the searched ones inherit nothing"
+        )
     if config.network == "derived":
         return
-    for key in ("cells", "channels", "pretrain_epochs"):
+    for key in ("cells", "channels", "parameters", "pretrain_epochs"):
         if getattr(config, key):
             raise InputError(
                 f"finetune.{key}: found {getattr(config, key)} with network {config.network!r}; "

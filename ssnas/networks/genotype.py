@@ -15,7 +15,7 @@ from ssnas.errors import InputError
 from ssnas.networks.operations import RELAXATIONS, kept_operations
 from ssnas.networks.space import CELL_KINDS, EDGES, NUM_INPUTS, NUM_STATES
 
-RULES = ("argmax", "darts", "threshold", "uniform")
+RULES = ("argmax", "darts", "threshold", "uniform", "fixed")
 MAX_OPS_PER_NODE = 2
 
 
@@ -135,6 +135,7 @@ def derive(
     - `threshold` (FairDARTS, Chu et al. 2020): per node at most two ops, among those with
       σ(α) > `threshold`; a node with none above it keeps its single strongest op.
     - `uniform`: `op` on every edge, whatever the weights; a baseline.
+    - `fixed`: the genotype `FIXED`, whatever the weights; what to take without a search.
 
     Args:
         weights: for "normal" and "reduce" the op weights w(α), shape (14, ops), edges in the order
@@ -160,6 +161,8 @@ def derive(
         "threshold": lambda candidates: _threshold(candidates, threshold),
         "uniform": lambda candidates: [Edge(*edge, op) for edge in EDGES],
     }
+    if rule == "fixed":
+        return FIXED
     choose = rules.get(rule)
     if choose is None:
         raise InputError(f"derive.rule: unknown rule {rule!r}; choose from {', '.join(RULES)}")
@@ -181,6 +184,31 @@ def derive(
         ]
         cells[kind] = tuple(choose(candidates))
     return Genotype(**cells)
+
+
+FIXED = Genotype(
+    normal=(
+        Edge(0, 2, "avg_pool_3x3"),
+        Edge(1, 2, "dil_conv_5x5"),
+        Edge(1, 3, "skip_connect"),
+        Edge(2, 3, "avg_pool_3x3"),
+        Edge(0, 4, "max_pool_3x3"),
+        Edge(3, 4, "skip_connect"),
+        Edge(0, 5, "dil_conv_5x5"),
+        Edge(2, 5, "max_pool_3x3"),
+    ),
+    reduce=(
+        Edge(0, 2, "sep_conv_5x5"),
+        Edge(1, 2, "sep_conv_3x3"),
+        Edge(1, 3, "skip_connect"),
+        Edge(2, 3, "dil_conv_5x5"),
+        Edge(0, 4, "sep_conv_5x5"),
+        Edge(2, 4, "sep_conv_3x3"),
+        Edge(1, 5, "avg_pool_3x3"),
+        Edge(3, 5, "sep_conv_5x5"),
+    ),
+)
+"""A genotype for any images: the best of ten that were drawn at random, see docs/recipes.md."""
 
 
 def _strongest(candidates: Candidates, count: int) -> Candidates:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ssnas.config.recipes import sized
 from ssnas.config.schema import Finetune, Search
 from ssnas.data.types import Dataset
 from ssnas.errors import InputError
 from ssnas.losses import LOSSES
+from ssnas.networks.backbone import STEMS, stem_for
 from ssnas.networks.bilateral import build_supernet
 from ssnas.networks.factory import check_network
 from ssnas.pipeline.work import computed_by
@@ -74,8 +76,8 @@ def check_search_memory(search: Search, train: Dataset, device: torch.device) ->
     """
     height, width, channels = train.images.shape[1:]
     views = 1 if search.objective == "supervised" else 2
-    batch = views * min(search.batch_size, len(train))
-    pixels = height * width // (64 if search.stem == "imagenet" else 1)
+    batch = views * sized(search, len(train)).batch_size
+    pixels = height * width // STEMS[stem_for(search.stem, height)].stride ** 2
     # 400 values a channel and pixel in each cell are twice what the supernet keeps.
     bound = 4 * search.cells * search.channels * (400 * batch * pixels + 4000 * search.channels)
 
@@ -83,7 +85,9 @@ def check_search_memory(search: Search, train: Dataset, device: torch.device) ->
         return network.features(images, network.architecture())  # type: ignore[operator]
 
     _check_memory(
-        lambda: build_supernet(search, channels, train.num_classes if views == 1 else None),
+        lambda: build_supernet(
+            search, (height, width, channels), train.num_classes if views == 1 else None
+        ),
         forward,
         [batch, channels, height, width],
         bound // (search.cells if search.checkpoint else 1),
@@ -109,7 +113,7 @@ def check_training_memory(
         InputError: with the estimate, what there is, and the parameters that lower it.
     """
     height, width, channels = train.images.shape[1:]
-    batch = min(config.batch_size, len(train))
+    batch = sized(config, len(train)).batch_size
     derived = config.network == "derived"
     # A published network keeps less than derived cells of 64 channels.
     wide, cells = (

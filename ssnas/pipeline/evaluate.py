@@ -69,7 +69,7 @@ def evaluate(run: Run) -> None:
         ranking=decision(logits, "published").numpy(),
         groups=test.groups,
     )
-    linear = metrics.figures(linear_classifier(train, test), test.labels, train.counts)
+    linear = metrics.figures(linear_classifier(train, splits.val, test), test.labels, train.counts)
     constant = metrics.constant_predictor(train.labels, test.labels)
     measured: dict[str, Any] = (
         {"decide": run.decide}

@@ -17,6 +17,7 @@ from ssnas.config.schema import Run
 from ssnas.data.npz import labelled_arrays
 from ssnas.errors import InputError
 from ssnas.model import Model
+from ssnas.pipeline.budget import Budget
 from ssnas.pipeline.derive_genotype import derive_genotype
 from ssnas.pipeline.evaluate import evaluate
 from ssnas.pipeline.export import model_of
@@ -39,6 +40,7 @@ def fit(
     /,
     out: str | os.PathLike[str] | None = None,
     params: str | os.PathLike[str] | None = None,
+    minutes: float | None = None,
     **options: Any,
 ) -> Model:
     """Search a network for images without their labels, train it with them, and test it.
@@ -56,7 +58,10 @@ def fit(
             resuming.
         params: a file like params.yaml; None for the defaults of the command `ssnas fit`: the scale
             `small`, and classes as frequent as they are.
-        options: parameters: `loss`, `decide`, `seed`, `scale` or `device`; keys of the section
+        minutes: for all of it on this machine, kept to within a fifth: the epochs follow from a few
+            measured steps. None for as many as suit the number of images.
+        options: parameters: `search`, which is `none` for a fixed genotype or an objective such as
+            `barlow-twins`; `loss`, `decide`, `seed`, `scale` or `device`; keys of the section
             `data` such as `size`; or whole sections, such as `search={"epochs": 5}`.
 
     Returns:
@@ -82,10 +87,13 @@ def fit(
     """
     with contextlib.ExitStack() as opened:
         root = Path(opened.enter_context(TemporaryDirectory()) if out is None else out)
+        budget = None if minutes is None else Budget(minutes, root)
         run = run_of(data, root, params, options)
         _once(make_longtail, run, "splits")
+        run = run if budget is None else budget.for_search(run)
         _once(run_search, run, "supernet")
         _once(derive_genotype, run, "genotype")
+        run = run if budget is None else budget.for_training(run)
         _once(finetune, run, "network")
         splits = read_splits(run)
         if len(splits.test):

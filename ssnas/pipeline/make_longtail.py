@@ -20,21 +20,10 @@ log = logging.getLogger(__name__)
 
 def make_longtail(run: Run) -> None:
     """Write the training, validation and test images, and the images of each class."""
-    data, places = run.data, Places.of(run)
-    source = source_of(data)
+    places, source = Places.of(run), source_of(run.data)
     # A wrong decision would otherwise end the run after the training.
     named_prior(run.decide, source.train.class_names, source.train.multi_label)
-    natural = data.profile == "natural"
-    splits = split(
-        source,
-        profile=data.profile,
-        imbalance=data.imbalance,
-        largest_class=None if natural else data.largest_class,
-        val_fraction=data.val_fraction,
-        test_fraction=data.test_fraction,
-        seed=run.seeds["datasets"],
-        max_images=data.max_images,
-    )
+    splits = splits_of(run, source)
     warnings = warnings_of(splits)
     for warning in warnings:
         log.warning("warning: %s", warning)
@@ -44,6 +33,21 @@ def make_longtail(run: Run) -> None:
     about_images = {**splits.provenance, "warnings": warnings}
     write_json(places.metrics("datasets", "data.json"), about_images)
     write_csv(places.metrics("datasets", "class_counts.csv"), _class_counts(splits))
+
+
+def splits_of(run: Run, source: Source) -> Splits:
+    """Split the images of the run's source as its section `data` says."""
+    data = run.data
+    return split(
+        source,
+        profile=data.profile,
+        imbalance=data.imbalance,
+        largest_class=None if data.profile == "natural" else data.largest_class,
+        val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
+        seed=run.seeds["datasets"],
+        max_images=data.max_images,
+    )
 
 
 def source_of(data: Data | Transfer) -> Source:

@@ -35,7 +35,7 @@ def run_search(run: Run) -> None:
     if "rows" in run.folders:  # what would otherwise end the run after the search
         check_training(run.finetune, run.search, splits.train)
     check_search_memory(run.search, splits.train, device)
-    images, monitor = _images(run, splits, device), None
+    images, monitor = images_of(run, splits, device), None
     if not splits.train.multi_label:
         labelled = (
             TrainingImages.of(sample, images.normalise, images.flip, device)
@@ -65,7 +65,8 @@ def _sample(data: Dataset) -> Dataset:
     return data if len(data) <= MONITORED else data.take(spread(len(data), MONITORED))
 
 
-def _images(run: Run, splits: Splits, device: torch.device) -> TrainingImages:
+def images_of(run: Run, splits: Splits, device: torch.device) -> TrainingImages:
+    """The images that the search sees: without labels, unless its objective reads them."""
     normalise = Normalise.of(splits.train.images)
     images = TrainingImages.of(splits.train, normalise, splits.flip, device)
     if run.search.objective == "supervised":

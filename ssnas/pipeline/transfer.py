@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from ssnas import metrics
 from ssnas.config.decide import Prior, named_prior
+from ssnas.config.recipes import sized
 from ssnas.config.schema import Finetune, Run
 from ssnas.data.splits import folds_of
 from ssnas.data.types import Dataset, Splits
 from ssnas.data.views import Normalise
 from ssnas.finetune import fit, logits_of
+from ssnas.networks.backbone import stem_of
 from ssnas.networks.derived import inherit, multiply_adds, parameter_count
 from ssnas.pipeline.artifacts import (
     Places,
@@ -46,6 +48,11 @@ def transfer(run: Run) -> None:
     named_prior(run.decide, source.train.class_names, source.train.multi_label)
     seed = run.seeds["transfers"]
     weights = _weights(run)
+    if weights is not None and run.search.stem is None:
+        # That of the searched images, whatever the size of these.
+        run = dataclasses.replace(
+            run, search=dataclasses.replace(run.search, stem=stem_of(weights))
+        )
     folds = folds_of(source, target.folds, target.val_fraction, seed)
     before = made_from(run, "network") if "rows" in run.folders else {}
     trained_by = dataclasses.replace(run.finetune, loss=target.loss, epochs=target.epochs)
@@ -76,7 +83,7 @@ def transfer(run: Run) -> None:
         "classes": data.num_classes,
         "weights": target.weights,
         "loss": target.loss,
-        "epochs": target.epochs,
+        "epochs": sized(run.finetune, len(data)).epochs,
         "parameters": parameter_count(network),
         "multiply_adds": multiply_adds(network, sample),
         "scale": run.scale,

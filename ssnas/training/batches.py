@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssnas.config.schema import Sgd
+from ssnas.config.schema import Training
 from ssnas.data.sampling import draw_batches
 from ssnas.runtime.device import generator
 from ssnas.runtime.distributed import shard
@@ -41,7 +41,7 @@ class BatchStream:
         self,
         objective: Objective,
         images: TrainingImages,
-        config: Sgd,
+        config: Training,
         order: tuple[int, ...],
         views: tuple[int, ...],
         subsets: Sequence[Tensor] | None = None,
@@ -54,6 +54,11 @@ class BatchStream:
         self._labels = None if images.labels is None else images.labels.cpu()
         self._epoch: int | None = None
         self._block: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """The steps of an epoch."""
+        return len(self.subsets[-1]) // self.batch_size
 
     def draw_epoch(self) -> Tensor:
         """Draw the indices of the next epoch, (steps, batch, subsets, samplers), on the CPU."""

@@ -47,6 +47,36 @@ class AlphaLog:
         self.rows = state["rows"]
 
 
+class GenotypeWatch:
+    """How often, and when last, the operation that an edge prefers has changed.
+
+    Attributes:
+        unchanged: looks since the last change.
+    """
+
+    def __init__(self) -> None:
+        self.preferred: Tensor | None = None
+        self.unchanged = 0
+
+    def look(self, supernet: Supernet) -> int:
+        """Count the edges, of both cell kinds, whose strongest operation is another than before.
+
+        The first look counts none.
+        """
+        weights = torch.cat([w.detach() for w in supernet.architecture().values()])
+        now = weights.argmax(dim=1).cpu()
+        changed = 0 if self.preferred is None else int((now != self.preferred).sum())
+        self.unchanged = self.unchanged + 1 if self.preferred is not None and not changed else 0
+        self.preferred = now
+        return changed
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"preferred": self.preferred, "unchanged": self.unchanged}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.preferred, self.unchanged = state["preferred"], state["unchanged"]
+
+
 def decisions(supernet: Supernet) -> dict[str, float]:
     """Count the edges that prefer the skip connection, and the share of decided weights.
 

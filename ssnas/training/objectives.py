@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ssnas import losses
-from ssnas.config.schema import Finetune, Search, Sgd, Views
+from ssnas.config.recipes import sized
+from ssnas.config.schema import Finetune, Search, Training, Views
 from ssnas.data.types import Dataset
 from ssnas.data.views import crop_and_flip, views
 from ssnas.engine.batch_norm import Norm
@@ -163,7 +164,7 @@ class Bilateral(Supervised):
         config: gives the schedule of the mixing ratio and the crop's padding.
     """
 
-    def __init__(self, criterion: Criterion, config: Sgd) -> None:
+    def __init__(self, criterion: Criterion, config: Training) -> None:
         super().__init__(criterion, config.crop_padding)
         self.config = config
 
@@ -190,7 +191,7 @@ class Bilateral(Supervised):
         )
 
 
-def supervised(criterion: Criterion, config: Sgd) -> Supervised:
+def supervised(criterion: Criterion, config: Training) -> Supervised:
     """Make the supervised objective of a sampling scheme."""
     if config.sampling == "bilateral":
         return Bilateral(criterion, config)
@@ -203,6 +204,7 @@ def criterion_of(config: Finetune, data: Dataset) -> Criterion:
     Raises:
         InputError: for a loss that these labels do not allow, see `ssnas.losses.make_loss`.
     """
+    config = sized(config, len(data))
     return losses.make_loss(
         config.loss,
         data.counts,

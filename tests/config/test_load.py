@@ -63,7 +63,7 @@ def entries(**changes):
 @pytest.mark.parametrize("scale", ["small", "paper"])
 def test_own_parameters_load(scale, main):
     document = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
-    run = main(document | {"scale": scale})
+    run = main(document | {"scale": scale, "recipe": "published"})
     assert run.scale == scale
     for section, values in document["scales"][scale].items():
         set_for_run = document.get(section, {})

@@ -28,7 +28,7 @@ def test_a_section_may_say_anew_what_its_base_says():
         meanings(Search)["momentum"]
         == meanings(Finetune)["momentum"]
         == (
-            "Momentum of SGD",
+            "Momentum of SGD, or β₁ of AdamW",
             "0.9",
         )
     )

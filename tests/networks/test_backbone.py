@@ -14,7 +14,7 @@ from torch import nn
 from ssnas.config.load import load_main
 from ssnas.config.schema import Search
 from ssnas.errors import InputError
-from ssnas.networks.backbone import STEMS
+from ssnas.networks.backbone import STEMS, stem_of
 from ssnas.networks.bilateral import BilateralSupernet, build_supernet
 from ssnas.networks.derived import DerivedNetwork, inherit, parameter_count
 from ssnas.networks.genotype import Edge, Genotype
@@ -144,7 +144,9 @@ def test_a_network_inherits_the_stem(genotype, in_channels):
 
 @pytest.mark.parametrize("build", [Supernet, BilateralSupernet])
 def test_unknown_stem(build):
-    with pytest.raises(InputError, match=r"search\.stem: unknown 'vgg'; choose from cifar, imagen"):
+    with pytest.raises(
+        InputError, match=r"search\.stem: unknown 'vgg'; choose from cifar, quarter"
+    ):
         build(4, 3, stem="vgg")
 
 
@@ -273,7 +275,7 @@ def test_fewer_activations_are_kept():
 @pytest.mark.parametrize("sampling", ["instance", "bilateral"])
 def test_the_search_builds_what_is_asked_for(sampling):
     config = Search(channels=4, sampling=sampling, stem="imagenet", checkpoint=True)
-    asked, default = (build_supernet(c, 1, 3) for c in (config, Search(channels=4)))
+    asked, default = (build_supernet(c, (32, 32, 1), 3) for c in (config, Search(channels=4)))
     assert (asked.stem.reduces, asked.checkpoint) == (True, True)
     assert (default.stem.reduces, default.checkpoint) == (False, False)
 
@@ -300,3 +302,26 @@ def test_the_stem_goes_from_the_search_to_the_transfer(tmp_path, monkeypatch):
     # Without a pre-training it leaves no trace.
     assert {path.name for path in Path(".checkpoints/main").iterdir()} >= {"search", "finetune"}
     assert not Path(".checkpoints/main/pretrain").exists()
+
+
+def test_the_quarter_stem_is_the_first_two_thirds_of_the_large_one():
+    torch.manual_seed(0)
+    quarter, eighth = (STEMS[name](3, 6).double() for name in ("quarter", "imagenet"))
+    weights = eighth.state_dict()
+    quarter.load_state_dict({name: weights[name] for name in quarter.state_dict()})
+    x = normal(2, 3, 9, 8)
+    s0, s1 = quarter(x)
+    assert s0 is s1
+    assert_equal(s0, eighth(x)[0])
+    assert s0.shape == (2, 6, 3, 2)
+
+
+@pytest.mark.parametrize("name", STEMS)
+def test_a_stem_is_known_by_its_weights(name):
+    assert stem_of(Supernet(4, 3, stem=name).state_dict()) == name
+
+
+@pytest.mark.parametrize("size", [23, 24])
+def test_without_a_stem_the_size_decides(size):
+    supernet = build_supernet(Search(channels=4, stem=None), (size, size, 1), None)
+    assert type(supernet.stem) is STEMS["quarter" if size == 24 else "cifar"]

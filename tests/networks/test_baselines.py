@@ -31,6 +31,9 @@ def layers(network, kind):
 @pytest.mark.parametrize(
     ("name", "num_classes", "in_channels", "size", "parameters"),
     [
+        ("plain-cnn", 10, 3, 32, 145_242),
+        # 341,792 without a classifier of 1000 classes, from the 1,366,792 of torchvision's page.
+        ("shufflenet", 10, 3, 32, 1_366_792 - 1000 * 1025 + 10 * 1025),
         ("resnet-32", 10, 3, 32, 464_154),
         # The first kernels see 2 channels less; 4 classes more have 64 weights and a bias each.
         ("resnet-32", 14, 1, 28, 464_154 - 2 * 9 * 16 + 4 * 65),

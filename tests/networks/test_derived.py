@@ -1,6 +1,7 @@
 """The network: published sizes, inheritance from the supernet, multiply-adds."""
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ssnas.config.schema import Finetune, Search
 from ssnas.errors import InputError
 from ssnas.networks.derived import DerivedNetwork, inherit, multiply_adds, parameter_count
+from ssnas.networks.factory import build_network
 from ssnas.networks.genotype import Edge, Genotype, derive
 from ssnas.networks.operations import RELAXATIONS
 from ssnas.networks.space import CELL_KINDS, EDGES
@@ -338,3 +341,25 @@ def test_multiply_adds_leave_no_trace(training):
     assert not any(module._forward_hooks for module in network.modules())
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_the_width_is_the_one_nearest_to_a_number_of_parameters(genotype):
+    shape, scratch = (32, 32, 3), Finetune(parameters=20_000, inherit=False)
+    network = build_network(scratch, Search(), genotype, 10, shape)
+    counts = {
+        channels: parameter_count(
+            build_network(Finetune(channels=channels), Search(), genotype, 10, shape)
+        )
+        for channels in range(2, 40)
+    }
+    nearest = min(counts.values(), key=lambda count: abs(count - 20_000))
+    assert parameter_count(network) == nearest
+    tiny = build_network(replace(scratch, parameters=1), Search(), genotype, 10, shape)
+    assert parameter_count(tiny) == counts[2]
+
+
+@pytest.mark.parametrize("changes", [{"inherit": True}, {"inherit": False, "channels": 4}])
+def test_a_target_of_parameters_stands_alone(genotype, changes):
+    config = Finetune(parameters=1000, **changes)
+    with pytest.raises(InputError, match=r"finetune\.parameters: found 1000"):
+        build_network(config, Search(), genotype, 10, (8, 8, 1))

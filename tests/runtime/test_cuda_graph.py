@@ -28,7 +28,7 @@ from ssnas.training.batches import BatchStream
 from ssnas.training.checkpoint import Checkpoint
 from ssnas.training.images import TrainingData, TrainingImages
 from ssnas.training.objectives import SelfSupervised, Supervised
-from ssnas.training.optimizer import CosineSgd, set_rate
+from ssnas.training.optimizer import Descent, set_rate
 from ssnas.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -190,7 +190,7 @@ def bilevel_step(kind, objective):
     advance = kind(bilevel.step)
 
     def step(number):
-        set_rate(bilevel.omega_optimiser.sgd, 0, 0.1 / (1 + number))
+        set_rate(bilevel.omega_optimiser.optimiser, 0, 0.1 / (1 + number))
         set_rate(bilevel.alpha_optimiser, 0, 0.02 * number)
         drawn = []
         for half in range(2):
@@ -202,26 +202,28 @@ def bilevel_step(kind, objective):
     return step, bilevel.state()
 
 
-def descent_step(kind, loss, genotype):
+SGD = Finetune()
+
+
+def descent_step(kind, loss, genotype, settings=SGD):
     torch.manual_seed(0)
     network = DerivedNetwork(genotype, 2, 3, 3, 3, 1)
-    optimiser = CosineSgd(network.parameters(), Finetune(learning_rate=0.1, epochs=2 * STEPS))
+    descent = Descent(network.parameters(), replace(settings, learning_rate=0.1, epochs=2 * STEPS))
     criterion = make_loss(loss, COUNTS, num_images=sum(COUNTS), epochs=STEPS)
     objective = Supervised(criterion, 0.0)
 
     def descend(epoch, *drawn):
         value = objective(network, drawn, epoch)
-        optimiser.step(value)
+        descent.step(value)
         return {"loss": value.detach()}
 
     advance = kind(descend)
 
     def step(number):
-        figures = advance(number, randn(4, 3, 8, 8, seed=number), torch.arange(4).roll(number) % 3)
-        optimiser.finish_epoch()
-        return figures
+        descent.schedule(number, 0)
+        return advance(number, randn(4, 3, 8, 8, seed=number), torch.arange(4).roll(number) % 3)
 
-    return step, {"network": network, "descent": optimiser}
+    return step, {"network": network, "descent": descent}
 
 
 def assert_replay_is_the_step(make):
@@ -246,6 +248,12 @@ def test_replayed_search_steps_equal_eager_ones(objective):
 def test_replayed_descent_equals_the_eager_one(genotype, loss):
     """`ldam-drw` changes its weights in the last fifth of the epochs, here among the replays."""
     assert_replay_is_the_step(partial(descent_step, loss=loss, genotype=genotype))
+
+
+def test_a_replayed_cycle_of_adamw_equals_the_eager_one(genotype):
+    settings = Finetune(optimiser="adamw", schedule="one-cycle", decay_norms=False)
+    step = partial(descent_step, loss="ce+la", genotype=genotype, settings=settings)
+    assert_replay_is_the_step(step)
 
 
 # What `GraphedStep` promises
@@ -314,7 +322,7 @@ def test_a_disabled_one_is_never_recorded():
 )
 def test_which_searches_are_captured(changes, expected):
     bilevel = Bilevel(Supernet(2, 3, 3, "softmax", 1), nn.Module(), replace(SEARCH, **changes))
-    assert bilevel.graphed_step().enabled is expected
+    assert bilevel.graphed(bilevel.step).enabled is expected
 
 
 # Whole trainings
@@ -456,13 +464,13 @@ def test_what_is_drawn_comes_from_constants(images):
 
 def test_loaded_rates_stay_where_captured_steps_read_them():
     weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
-    optimisers = [CosineSgd([weight], Finetune(epochs=4, learning_rate=0.2)) for weight in weights]
-    optimisers[0].finish_epoch()
-    rate = optimisers[1].sgd.param_groups[0]["lr"]
+    optimisers = [Descent([weight], Finetune(epochs=4, learning_rate=0.2)) for weight in weights]
+    optimisers[0].schedule(1, 0)
+    rate = optimisers[1].optimiser.param_groups[0]["lr"]
     optimisers[1].load_state_dict(optimisers[0].state_dict())
-    assert optimisers[1].sgd.param_groups[0]["lr"] is rate
+    assert optimisers[1].optimiser.param_groups[0]["lr"] is rate
     assert rate.item() == pytest.approx(0.1 + 0.1 * 0.5**0.5)
-    optimisers[0].finish_epoch()
+    optimisers[0].schedule(2, 0)
     assert rate.item() == pytest.approx(0.1 + 0.1 * 0.5**0.5)
 
 

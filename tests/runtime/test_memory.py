@@ -35,7 +35,7 @@ def test_a_convolution_keeps_its_input():
 
 
 def supernet(channels):
-    return build_supernet(Search(channels=channels), 3, None)
+    return build_supernet(Search(channels=channels), (32, 32, 3), None)
 
 
 def forward(network, images):
@@ -62,7 +62,7 @@ def peak():  # ru_maxrss would be that of the process that started this one
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 torch.set_num_threads(1)
-network, images = build_supernet(Search(channels=8), 3, None), torch.rand(64, 3, 32, 32)
+network, images = build_supernet(Search(channels=8), (32, 32, 3), None), torch.rand(64, 3, 32, 32)
 before = peak()
 network.features(images, network.architecture()).sum().backward()
 print(peak() - before)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ssnas.config.schema import Sgd
+from ssnas.config.schema import Training
 from ssnas.data.views import Normalise
 from ssnas.training import batches as batches_under_test
 from ssnas.training.batches import BatchStream
@@ -32,7 +32,7 @@ def test_every_step_gets_what_was_drawn_for_its_images(images, monkeypatch, pixe
     monkeypatch.setattr(batches_under_test, "BLOCK_PIXELS", pixels)
     batches = torch.arange(120).view(5, 3, 2, 4)[..., :2] % 16
     numbers = Numbers()
-    stream = BatchStream(numbers, images, Sgd(), (0, 0), (0, 1))
+    stream = BatchStream(numbers, images, Training(), (0, 0), (0, 1))
     images_of_a_step = batches[0].numel()
     assert images_of_a_step == 12
     for step, batch in enumerate(batches):
@@ -47,7 +47,7 @@ def test_draws_go_on_in_the_middle_of_a_block(images, monkeypatch):
     batches = torch.arange(80).view(10, 4, 2, 1) % 16
 
     def drawn(steps, seed=0, stream=1, epoch=2):
-        inputs = BatchStream(Numbers(), images, Sgd(), (0, 0), (seed, stream)).inputs
+        inputs = BatchStream(Numbers(), images, Training(), (0, 0), (seed, stream)).inputs
         return [torch.cat([subset[1] for subset in inputs(batches, epoch, n)]) for n in steps]
 
     whole = drawn(range(10))

@@ -41,7 +41,21 @@ def _darkcovidnet(num_classes: int, in_channels: int, size: int) -> Features:
     return darkcovidnet_features(num_classes, in_channels, size)
 
 
+def _plain(num_classes: int, in_channels: int, size: int) -> Features:
+    from ssnas.networks.baselines.plain import plain_features
+
+    return plain_features(in_channels)
+
+
+def _shufflenet(num_classes: int, in_channels: int, size: int) -> Features:
+    from ssnas.networks.baselines.shufflenet import shufflenet_features
+
+    return shufflenet_features(in_channels, size)
+
+
 _FEATURES = {
+    "plain-cnn": _plain,
+    "shufflenet": _shufflenet,
     "resnet-32": _resnet32,
     "resnet-18": _resnet(18),
     "resnet-34": _resnet(34),
@@ -55,8 +69,8 @@ def build_baseline(name: str, num_classes: int, in_channels: int, size: int) -> 
     """A published network, with its last linear layer as `classifier`.
 
     Args:
-        name: one of `BASELINES`; "resnet-32" is the 0.46 M network for CIFAR, the others are
-            those of their papers.
+        name: one of `BASELINES`; "plain-cnn" is six convolutions, "resnet-32" the 0.46 M network
+            for CIFAR, the others are those of their papers.
         num_classes: outputs (labels, when multi-label).
         in_channels: channels of the images.
         size: height and width of the images, in pixels.

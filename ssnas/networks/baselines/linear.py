@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
 LINEAR_ITERATIONS = 300
 LINEAR_VALUES = 2**24
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""The inverses C of the regularisation's weight to choose from, the strongest first."""
 
 
-def linear_classifier(train: Dataset, test: Dataset) -> np.ndarray:
+def linear_classifier(train: Dataset, val: Dataset, test: Dataset) -> np.ndarray:
     """Probabilities (N, C) of logistic regression on standardised pixels.
 
-    It sees at most `LINEAR_VALUES` pixel values, of training images evenly spread over all.
+    It sees at most `LINEAR_VALUES` pixel values, of training images evenly spread over all. Its
+    regularisation is the one of `STRENGTHS` with the smallest log-loss on the validation images.
     Multi-label data get one regression a label; a label without both positives and negatives
     among the training images gets its training frequency.
 
@@ -28,7 +31,7 @@ def linear_classifier(train: Dataset, test: Dataset) -> np.ndarray:
 
         >>> pixels = np.repeat(np.array([0, 255], np.uint8), 4 * 16).reshape(8, 4, 4, 1)
         >>> data = Dataset(pixels, np.repeat([0, 1], 4), ("black", "white"))
-        >>> linear_classifier(data, data).argmax(axis=1).tolist()
+        >>> linear_classifier(data, data, data).argmax(axis=1).tolist()
         [0, 0, 0, 0, 1, 1, 1, 1]
     """
     limit = LINEAR_VALUES // train.images[0].size
@@ -38,15 +41,34 @@ def linear_classifier(train: Dataset, test: Dataset) -> np.ndarray:
     if not train.multi_label:
         probabilities = np.zeros((len(test), train.num_classes))
         seen = np.unique(train.labels)
-        probabilities[:, seen] = _predict(_regression().fit(x, train.labels), test.images)
+        regression = _regularised(x, train.labels, val.images, val.labels)
+        probabilities[:, seen] = _predict(regression, test.images)
         return probabilities
     columns = [
-        _predict(_regression().fit(x, label), test.images)[:, 1]
+        _predict(_regularised(x, label, val.images, held_out), test.images)[:, 1]
         if label.min() != label.max()
         else np.full(len(test), label.mean())
-        for label in train.labels.T
+        for label, held_out in zip(train.labels.T, val.labels.T, strict=True)
     ]
     return np.stack(columns, axis=1)
+
+
+def _regularised(
+    x: np.ndarray, labels: np.ndarray, val_images: np.ndarray, val_labels: np.ndarray
+) -> Pipeline:
+    """Fit a regression of each strength, and return the one that the validation images prefer."""
+    known = np.isin(val_labels, labels)
+    fitted = [_regression(strength).fit(x, labels) for strength in STRENGTHS]
+    if not known.any():
+        return fitted[-1]
+    losses = [_log_loss(model, val_images[known], val_labels[known]) for model in fitted]
+    return fitted[int(np.argmin(losses))]
+
+
+def _log_loss(regression: Pipeline, images: np.ndarray, labels: np.ndarray) -> float:
+    columns = np.searchsorted(regression.classes_, labels)
+    chosen = _predict(regression, images)[np.arange(len(labels)), columns]
+    return float(-np.log(chosen.clip(min=np.finfo(float).tiny)).mean())
 
 
 def _features(images: np.ndarray) -> np.ndarray:
@@ -59,9 +81,11 @@ def _predict(regression: Pipeline, images: np.ndarray) -> np.ndarray:
     )
 
 
-def _regression() -> Pipeline:
+def _regression(strength: float) -> Pipeline:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=LINEAR_ITERATIONS))
+    return make_pipeline(
+        StandardScaler(), LogisticRegression(C=strength, max_iter=LINEAR_ITERATIONS)
+    )
