@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from ssnas.config.load import load_main
-from ssnas.data.raw import content_digest, raw_paths
+from ssnas.data.raw import content_digest, file_of, raw_paths
 from ssnas.pipeline.artifacts import RAW, write_json
 from ssnas.runtime.source import closure
 from stages.cli import guarded
@@ -24,8 +24,14 @@ def write_code(folder: Path, stages: list[str]) -> None:
 def write_raw(folder: Path) -> None:
     """Write `folder`/raw/dataset.json and transfer.json, {path: digest} of the images there."""
     run = load_main()
-    for name, dataset in {"dataset": run.data.dataset, "transfer": run.transfer.dataset}.items():
-        paths = raw_paths(dataset, RAW) if dataset else []
+    read: dict[str, list[str | None]] = {
+        "dataset": [run.data.dataset],
+        "transfer": [run.transfer.dataset],
+    }
+    if run.data.unlabelled is not None:
+        read["dataset"].append(file_of(run.data.unlabelled))
+    for name, datasets in read.items():
+        paths = [path for dataset in datasets if dataset for path in raw_paths(dataset, RAW)]
         listing = {path.as_posix(): content_digest(path) for path in paths}
         write_json(folder / "raw" / f"{name}.json", listing)
 

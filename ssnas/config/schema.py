@@ -59,6 +59,12 @@ class Data:
     max_images: int | None = _key(None, low=2, high=10**9)
     """Most training images, and most validation images of the source, drawn at random after the
     profile; null: all."""
+    labelled_fraction: float = _key(1.0, above=0.0, high=1.0)
+    """Share of the training images that keep their labels; only the search sees the others.
+    Published: 1."""
+    unlabelled: str | None = None
+    """More images, without labels, that only the search sees: a folder, or an array of an .npz as
+    `file.npz:array`. Published: null."""
     val_fraction: float = _key(0.1, above=0.0, high=0.5)
     """Share of the training images held out for validation, if the source has none. Published:
     open."""

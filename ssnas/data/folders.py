@@ -222,6 +222,42 @@ def read_folder(folder: Path, options: Options) -> Folder:
             `skip`), or images of different sizes where no `size` is set.
     """
     files, class_names, ignored, linked = list_folder(folder)
+    read = read_images(folder, files, options)
+    _check_every_class(files, read.kept)
+    splits = {
+        split: _gather(folder, split, read.kept, read.images, class_names) for split in SPLITS
+    }
+    return Folder(splits, read.sha256, read.white_level, read.skipped, ignored, linked)
+
+
+class Images(NamedTuple):
+    """The images of files, in their order.
+
+    Attributes:
+        kept: the files that could be read.
+        images: uint8 (N, H, W, C), of these files.
+        sha256: of the names and contents of all files.
+        white_level: the value that was taken for white in deep images.
+        skipped: the names of the files that could not be read.
+    """
+
+    kept: list[File]
+    images: np.ndarray
+    sha256: str
+    white_level: int | None
+    skipped: list[str]
+
+
+def read_images(folder: Path, files: list[File], options: Options) -> Images:
+    """Read image files; all come out in one size and with one number of channels.
+
+    Args:
+        folder: that names are relative to.
+
+    Raises:
+        InputError: naming the file, for an unreadable image (unless `bad_images` is `skip`), or
+            images of different sizes where no `size` is set.
+    """
     if options.white_level is None:
         options = options._replace(white_level=white_level([file.path for file in files]))
     digest = hashlib.sha256()
@@ -242,9 +278,7 @@ def read_folder(folder: Path, options: Options) -> Folder:
             )
         kept.append(file)
         images.add(result)
-    _check_every_class(files, kept)
-    splits = {split: _gather(folder, split, kept, images.all, class_names) for split in SPLITS}
-    return Folder(splits, digest.hexdigest(), options.white_level, skipped, ignored, linked)
+    return Images(kept, images.all, digest.hexdigest(), options.white_level, skipped)
 
 
 class _Stack:

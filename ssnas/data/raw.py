@@ -23,6 +23,17 @@ def raw_paths(dataset: str, raw: Path) -> list[Path]:
     return sorted(raw.glob(f"{dataset.removeprefix('medmnist:')}*"))
 
 
+def file_of(array: str) -> str:
+    """Name the file of an array that is named with it.
+
+    Example:
+        >>> file_of("photos/more.npz:images"), file_of("photos")
+        ('photos/more.npz', 'photos')
+    """
+    path, _, _ = array.rpartition(":")
+    return path if path.endswith(".npz") else array
+
+
 def content_digest(path: Path) -> str:
     """Return the SHA-256 of a file, or of the names and contents of a folder's visible files."""
     if not path.is_dir():

@@ -6,8 +6,11 @@ To add a source, write its reader here and give it a line in `READERS`.
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
+import math
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -33,6 +36,18 @@ CIFAR10_CLASSES = (
     "horse",
     "ship",
     "truck",
+)
+FASHION_MNIST_CLASSES = (
+    "T-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
 )
 COVID19_CLASSES = ("Covid-19", "No_findings")
 MULTI_LABEL = ("chestmnist",)
@@ -234,6 +249,51 @@ def _cifar10(name: str, raw: Path, options: Options) -> RawSource:
     return _arrays(splits, flip=True, origin=CIFAR10.url)
 
 
+def _fashion_mnist(name: str, raw: Path, options: Options) -> RawSource:
+    folder = raw / name
+    if folder.is_dir():
+        splits = {
+            split: Dataset(
+                _idx(folder / f"{prefix}-images-idx3-ubyte.gz", 3)[..., None],
+                _idx(folder / f"{prefix}-labels-idx1-ubyte.gz", 1).astype(np.int64),
+                FASHION_MNIST_CLASSES,
+            )
+            for split, prefix in (("train", "train"), ("test", "t10k"))
+        }
+        return _arrays(splits, flip=True, origin=str(folder))
+    from torchvision.datasets import FashionMNIST
+
+    with _downloading(f"the folder {folder} with the four published .gz files"):
+        parts = {
+            split: FashionMNIST(raw, train=split == "train", download=True)
+            for split in ("train", "test")
+        }
+    splits = {
+        split: Dataset(part.data.numpy()[..., None], part.targets.numpy(), FASHION_MNIST_CLASSES)
+        for split, part in parts.items()
+    }
+    return _arrays(splits, flip=True, origin=FashionMNIST.mirrors[0])
+
+
+def _idx(path: Path, dimensions: int) -> np.ndarray:
+    """Read a compressed IDX file of bytes: two zeros, 8 for bytes, the dimensions, the sizes, data.
+
+    Raises:
+        InputError: naming the file, if it is missing or something else.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); accepted: the published file"
+        ) from None
+    start = 4 + 4 * dimensions
+    sizes = np.frombuffer(content[4:start], ">u4").tolist()
+    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) != start + math.prod(sizes):
+        raise InputError(f"{path}: found no IDX of bytes; accepted: the published file")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(sizes).copy()
+
+
 def _medmnist(name: str, raw: Path, options: Options) -> RawSource:
     flag = name.removeprefix("medmnist:")
     info = _medmnist_info(flag)
@@ -390,6 +450,10 @@ READERS: dict[str, Reader] = {
         _cifar10,
         "cifar10.npz among the downloaded data (arrays train_images, train_labels, test_images, "
         "test_labels, optionally the string provenance), or else the published archive, fetched",
+    ),
+    "fashion-mnist": Reader(
+        _fashion_mnist,
+        "the published files in the folder fashion-mnist among the downloaded data, or fetched",
     ),
     "medmnist:<flag>": Reader(
         _medmnist,

@@ -14,7 +14,7 @@ from ssnas.data.npz import published_splits, read_arrays
 from ssnas.data.types import SPLITS, Dataset, Source, Splits
 from ssnas.errors import InputError
 from ssnas.runtime.files import written_whole
-from ssnas.runtime.mapped import write_npz
+from ssnas.runtime.mapped import joined, taken, write_npz
 
 
 def split(
@@ -27,6 +27,8 @@ def split(
     test_fraction: float,
     seed: int,
     max_images: int | None = None,
+    labelled_fraction: float = 1.0,
+    unlabelled: np.ndarray | None = None,
 ) -> Splits:
     """Split a source into training, validation and test images, the first two long-tailed.
 
@@ -39,7 +41,9 @@ def split(
        full class has as many images as the smallest class, and at most `largest_class`.
     3. At most `max_images` of them stay, drawn at random; the same holds for published validation
        images.
-    4. The validation images are the published ones, or else `val_fraction` of what is left.
+    4. A share `labelled_fraction` of them, drawn within each class, keeps its labels; the others
+       are unlabelled images, which only a search sees.
+    5. The validation images are the published ones, or else `val_fraction` of what is left.
 
     Held-out images are stratified by class, with at least one of every class; where images have
     groups, whole groups are held out. Multi-label images
@@ -58,6 +62,8 @@ def split(
         test_fraction: in [0, 0.5].
         seed: of the generator, at least 0.
         max_images: the most training images, or None.
+        labelled_fraction: in (0, 1].
+        unlabelled: more images without labels, uint8 (N, H, W, C).
 
     Raises:
         InputError: naming `profile`, `imbalance`, `largest_class`, `val_fraction`,
@@ -94,7 +100,12 @@ def split(
     pool = pool[_at_most(len(pool), max_images, rng)]
     if val is not None:
         val = val if max_images is None else val.take(_at_most(len(val), max_images, rng))
-    else:
+    if labelled_fraction < 1:
+        least = 1 if val is not None else 2
+        pool, rest = _labelled(train, pool, labelled_fraction, least, rng)
+        more = () if unlabelled is None else (unlabelled,)
+        unlabelled = joined(taken(train.images, rest), *more)
+    if val is None:
         pool, validated = _hold_out(train, pool, val_fraction, rng, "validation")
         val = train.take(validated)
     train = train.take(pool)
@@ -106,6 +117,8 @@ def split(
         "max_images": max_images,
         "val_fraction": val_fraction if source.val is None else None,
         "test_fraction": test_fraction if source.test is None else None,
+        "labelled_fraction": labelled_fraction,
+        "unlabelled_images": 0 if unlabelled is None else len(unlabelled),
         "seed": seed,
         "counts_before": before,
         "counts": {"train": train.counts, "val": val.counts, "test": test.counts},
@@ -117,7 +130,7 @@ def split(
             for name, part in (("train", train), ("val", val), ("test", test))
             if part.groups is not None
         }
-    return Splits(train, val, test, provenance, source.flip)
+    return Splits(train, val, test, provenance, source.flip, unlabelled)
 
 
 def folds(dataset: Dataset, k: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -231,6 +244,8 @@ def write(splits: Splits, path: Path) -> None:
         for kind in ("images", "labels", "groups")
         if (values := getattr(getattr(splits, split), kind)) is not None
     }
+    if splits.unlabelled is not None:
+        arrays["unlabelled_images"] = splits.unlabelled
     with written_whole(Path(path)) as partial, partial.open("wb") as file:
         write_npz(
             file,
@@ -280,7 +295,12 @@ def read(path: Path) -> Splits:
         provenance = json.loads(str(arrays["provenance"]))
     except json.JSONDecodeError:
         raise InputError(f"{path}: provenance: found no JSON; accepted: a JSON object") from None
-    return Splits(**parts, provenance=provenance, flip=bool(arrays["flip"].all()))
+    return Splits(
+        **parts,
+        provenance=provenance,
+        flip=bool(arrays["flip"].all()),
+        unlabelled=arrays.get("unlabelled_images"),
+    )
 
 
 def counts_of(dataset: Dataset, indices: np.ndarray) -> list[int]:
@@ -296,6 +316,23 @@ def _at_most(count: int, limit: int | None, rng: np.random.Generator) -> np.ndar
     if limit is None or count <= limit:
         return np.arange(count)
     return np.sort(rng.permutation(count)[:limit])
+
+
+def _labelled(
+    dataset: Dataset, pool: np.ndarray, fraction: float, least: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the images that keep their labels, at least so many of every class, and the others."""
+    labels = dataset.labels[pool]
+    groups = (
+        [np.arange(len(pool))]
+        if dataset.multi_label
+        else [np.flatnonzero(labels == c) for c in range(dataset.num_classes)]
+    )
+    kept = np.zeros(len(pool), dtype=bool)
+    for members in groups:
+        count = min(len(members), max(least, round(fraction * len(members))))
+        kept[rng.permutation(members)[:count]] = True
+    return pool[kept], pool[~kept]
 
 
 def _hold_out(

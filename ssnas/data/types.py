@@ -121,13 +121,18 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Disjoint splits, ready to train on; `provenance` and `flip` as in `Source`."""
+    """Disjoint splits, ready to train on; `provenance` and `flip` as in `Source`.
+
+    Attributes:
+        unlabelled: images that only a search sees, uint8 (N, H, W, C), or None.
+    """
 
     train: Dataset
     val: Dataset
     test: Dataset
     provenance: Mapping[str, Any]
     flip: bool
+    unlabelled: np.ndarray | None = None
 
 
 def check_images(images: np.ndarray, name: str) -> None:

@@ -107,6 +107,8 @@ def made_from(run: Run, name: str) -> dict[str, Any]:
         # Comparing changes no figure: by name, so that no stage depends on how folders are listed.
         raw = importlib.import_module("ssnas.data.raw")
         about["images"] = raw.images_digest(run.data.dataset, RAW)
+        if run.data.unlabelled is not None:
+            about["unlabelled"] = raw.images_digest(raw.file_of(run.data.unlabelled), RAW)
     return about
 
 

@@ -6,11 +6,12 @@ from typing import Any
 from ssnas.config.decide import named_prior
 from ssnas.config.schema import Data, Run, Transfer
 from ssnas.data.checks import oddities
-from ssnas.data.folders import DEEPEST
+from ssnas.data.folders import DEEPEST, Options
 from ssnas.data.sources import load
 from ssnas.data.splits import split
 from ssnas.data.splits import write as write_splits
 from ssnas.data.types import Source, Splits
+from ssnas.data.unlabelled import read_unlabelled
 from ssnas.errors import InputError
 from ssnas.pipeline.artifacts import RAW, Places, write_csv, write_json
 from ssnas.pipeline.lineage import made_from, record
@@ -38,6 +39,7 @@ def make_longtail(run: Run) -> None:
 def splits_of(run: Run, source: Source) -> Splits:
     """Split the images of the run's source as its section `data` says."""
     data = run.data
+    options = Options(bad_images=data.bad_images, white_level=data.white_level)
     return split(
         source,
         profile=data.profile,
@@ -47,6 +49,10 @@ def splits_of(run: Run, source: Source) -> Splits:
         test_fraction=data.test_fraction,
         seed=run.seeds["datasets"],
         max_images=data.max_images,
+        labelled_fraction=data.labelled_fraction,
+        unlabelled=None
+        if data.unlabelled is None
+        else read_unlabelled(data.unlabelled, source.train, options),
     )
 
 

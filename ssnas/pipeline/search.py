@@ -19,7 +19,7 @@ from ssnas.pipeline.readers import read_splits
 from ssnas.pipeline.work import identity
 from ssnas.runtime.device import choose_device, machine, peak_memory_mb
 from ssnas.runtime.distributed import process_group, rank
-from ssnas.runtime.mapped import spread
+from ssnas.runtime.mapped import joined, spread
 from ssnas.search import SearchResult, search
 from ssnas.training.checkpoint import Checkpoint
 from ssnas.training.images import TrainingImages
@@ -71,7 +71,10 @@ def images_of(run: Run, splits: Splits, device: torch.device) -> TrainingImages:
     images = TrainingImages.of(splits.train, normalise, splits.flip, device)
     if run.search.objective == "supervised":
         return images
-    return dataclasses.replace(images, labels=None)
+    if splits.unlabelled is None:
+        return dataclasses.replace(images, labels=None)
+    every = joined(splits.train.images, splits.unlabelled)
+    return TrainingImages(torch.from_numpy(every).to(device), normalise, splits.flip, file=every)
 
 
 def _write(result: SearchResult, places: Places, device: torch.device) -> None:

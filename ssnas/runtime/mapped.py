@@ -100,6 +100,27 @@ def taken(array: np.ndarray, indices: np.ndarray | slice) -> np.ndarray:
     return copy
 
 
+def joined(*arrays: np.ndarray) -> np.ndarray:
+    """Put arrays one after another, as `taken` takes from one.
+
+    Example:
+        >>> joined(np.zeros(2, np.uint8), np.ones(1, np.uint8))
+        array([0, 0, 1], dtype=uint8)
+    """
+    if len(arrays) == 1:
+        return arrays[0]
+    whole = scratch((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
+    start = 0
+    for array in arrays:
+        for part in chunks(array):
+            rows = array[part]
+            whole[start : start + len(rows)] = rows
+            start += len(rows)
+            release(whole)
+            release(array)
+    return whole
+
+
 def spread(count: int, limit: int) -> np.ndarray:
     """Choose at most `limit` of `count` positions, evenly spread.
 
