@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ssnas import losses
-from ssnas.config.recipes import alpha_and_omega, sized
+from ssnas.config.recipes import alpha_and_omega, shaped, sized
 from ssnas.config.schema import Search, Views
 from ssnas.errors import InputError
 from ssnas.networks.bilateral import backbone_rate, build_supernet
@@ -293,6 +293,7 @@ def search(
         ['decided', 'epoch', 'images_per_second', 'learning_rate']
     """
     device = images.pixels.device
+    config = shaped(config, len(images.pixels), images.pixels.shape[1])
     config = sized(config, len(images.pixels))
     seed_everything(seed)
     supernet, objective = _build(images, config, view_settings)
@@ -339,6 +340,7 @@ def search(
 
 def epoch_seconds(images: TrainingImages, config: Search, view_settings: Views) -> float:
     """Measure how long an epoch of `search` takes, by a few steps; arguments as of `search`."""
+    config = shaped(config, len(images.pixels), images.pixels.shape[1])
     config = sized(config, len(images.pixels))
     seed_everything(0)
     supernet, objective = _build(images, config, view_settings)

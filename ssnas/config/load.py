@@ -119,14 +119,15 @@ def load_options(options: Mapping[str, Any], path: Path | None, root: Path) -> R
     Example:
         >>> run = load_options({"dataset": "photos", "size": 64, "loss": "ce"}, None, Path("runs"))
         >>> run.data.size, run.data.profile, run.finetune.loss, run.search.epochs
-        (64, 'natural', 'ce', None)
+        (64, 'natural', 'ce', 0)
     """
     document = read_yaml(path or PRESETS)
     if path is None:
         document = {**document, "recipe": "short", "data": {"profile": "natural"}}
     where = "options" if path is None else f"{path} and options"
     in_data = [field.name for field in dataclasses.fields(SECTIONS["data"])]
-    for key, value in _with_search_named(options, where).items():
+    chosen = _with_search_named(options, path is None, where)
+    for key, value in chosen.items():
         if key in in_data and key not in TOP_LEVEL:
             document["data"] = {**_mapping(document.get("data", {}), f"{where}: data"), key: value}
         elif key in SECTIONS and isinstance(value, Mapping):
@@ -140,25 +141,34 @@ def load_options(options: Mapping[str, Any], path: Path | None, root: Path) -> R
     return dataclasses.replace(_run(document, where, "."), root=root)
 
 
-def _with_search_named(options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Turn `search` by its name into sections: `none`, for a fixed genotype, or an objective."""
+def _with_search_named(options: Mapping[str, Any], by_default: bool, where: str) -> dict[str, Any]:
+    """Turn `search` by its name into sections: `none`, for a fixed genotype, or an objective.
+
+    By default there is no search, unless the section `search` is given with epochs.
+    """
     named = options.get("search")
-    if not isinstance(named, str):
-        return dict(options)
+    sections = dict(options)
+    if isinstance(named, str):
+        del sections["search"]
+    elif by_default and not (isinstance(named, Mapping) and named.get("epochs")):
+        named = "none"
+    else:
+        return sections
     choices = ("none", *choices_of("ssnas.training.objectives:OBJECTIVES"))
     check_value(named, f"{where}: search", str, {"choices": choices})
-    sections: dict[str, dict[str, Any]] = {"search": {"objective": named}}
-    if named == "none":
-        sections = {
-            "search": {"epochs": 0},
-            "derive": {"rule": "fixed"},
-            "finetune": {"inherit": False},
-        }
-    others = {key: value for key, value in options.items() if key != "search"}
-    for section, keys in sections.items():
-        more = others.get(section, {})
-        others[section] = {**keys, **more} if isinstance(more, Mapping) else more
-    return others
+    keys = WITHOUT_SEARCH if named == "none" else {"search": {"objective": named}}
+    for section, values in keys.items():
+        more = sections.get(section, {})
+        sections[section] = {**values, **more} if isinstance(more, Mapping) else more
+    return sections
+
+
+WITHOUT_SEARCH: dict[str, dict[str, Any]] = {
+    "search": {"epochs": 0},
+    "derive": {"rule": "fixed"},
+    "finetune": {"inherit": False},
+}
+"""What trains a fixed genotype from scratch."""
 
 
 def _run(document: Mapping[str, Any], where: str, folder: str) -> Run:

@@ -25,6 +25,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "decay_norms": False,
             "alpha_learning_rate": None,
             "alpha_warm_up": 0.25,
+            "channels": None,
             "stem": None,
         },
         "finetune": {
@@ -53,6 +54,13 @@ BATCHES = (16, 250), (32, 4000)
 
 LARGEST_BATCH = 64
 
+MANY_IMAGES = 1000
+"""Images from which on a training is short of time rather than of images."""
+
+FEW_CHANNELS, MANY_CHANNELS = 12, 16
+REDUCED_SIZE = 24
+"""Pixels from which on a stem reduces the images."""
+
 T = TypeVar("T", bound=Training)
 
 
@@ -80,6 +88,26 @@ def sized(config: T, images: int) -> T:
         batch = next((size for size, most in BATCHES if images <= most), LARGEST_BATCH)
         batch = max(2, min(batch, *parts))
     return dataclasses.replace(config, epochs=epochs, batch_size=batch)
+
+
+def shaped(config: Search, images: int, size: int) -> Search:
+    """Replace `channels` and `stem`, where they are null, by what suits the training images.
+
+    Args:
+        config: of the network that is searched, or derived without a search.
+        images: the labelled training images.
+        size: their side in pixels.
+
+    Example:
+        >>> by_number = Search(channels=None, stem=None)
+        >>> shapes = [shaped(by_number, *of) for of in ((500, 8), (500, 32), (5000, 32))]
+        >>> [(shape.channels, shape.stem) for shape in shapes]
+        [(12, 'cifar'), (12, 'half'), (16, 'quarter')]
+    """
+    few = images < MANY_IMAGES
+    channels = config.channels or (FEW_CHANNELS if few else MANY_CHANNELS)
+    stem = config.stem or ("cifar" if size < REDUCED_SIZE else "half" if few else "quarter")
+    return dataclasses.replace(config, channels=channels, stem=stem)
 
 
 def alpha_and_omega(images: int, omega_share: float) -> tuple[int, int]:

@@ -171,16 +171,17 @@ class Search(Training):
     objective: str = _key("barlow-twins", choices="ssnas.training.objectives:OBJECTIVES")
     """Loss of ω and α; `supervised` is cross-entropy, and needs one label an image. Published:
     `barlow-twins`."""
-    channels: int = _key(16, low=2, high=4096)
-    """Channels C of the first cell; each reduction cell doubles them. Published: open."""
+    channels: Annotated[int, BY_NUMBER] = _key(16, low=2, high=4096)
+    """Channels C of the first cell; each reduction cell doubles them; null: by the number of images
+    (`ssnas.config.recipes.shaped`). Published: open."""
     cells: int = _key(3, low=3, high=100)
     """Number of cells L; the reduction cells are at ⌊L/3⌋ and ⌊2L/3⌋. Published: 3; Y24, H24 8."""
     stem_multiplier: int = _key(3, low=1, high=64)
     """The stem has this times C channels. Published: 3 (DARTS, CIFAR-10), 1 (DARTS, ImageNet)."""
     stem: str | None = _key("cifar", choices="ssnas.networks.backbone:STEMS")
-    """Layers before the first cell: one convolution at full resolution, two that reduce images to
-    a quarter, or three that reduce large ones to an eighth; null: `quarter` from 24 pixels on, and
-    `cifar` below.
+    """Layers before the first cell: one convolution at full resolution, one that halves it, two
+    that reduce images to a quarter, or three that reduce large ones to an eighth; null: by size
+    and number of the images (`ssnas.config.recipes.shaped`).
     Derived networks and transfers keep it. Published: `cifar`; `imagenet` (DARTS, ImageNet)."""
     partial: int = _key(1, low=1, high=4096)
     """K: the operations see 1/K of the channels, and edges are normalised (PC-DARTS), which saves

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ssnas.config.recipes import REDUCED_SIZE
 from ssnas.engine.batch_norm import Norm
 from ssnas.engine.graph import concatenated
 from ssnas.engine.op_group import OpGroup
@@ -16,6 +17,8 @@ from ssnas.errors import InputError
 from ssnas.networks.cell import Cell
 from ssnas.networks.cell_graph import CellGraph, prepare
 from ssnas.networks.space import NUM_NODES, cell_kinds
+
+KERNEL_DIMENSIONS = 4
 
 
 class CifarStem(nn.Sequential):
@@ -30,7 +33,8 @@ class CifarStem(nn.Sequential):
     stride = 1
 
     def __init__(self, in_channels: int, width: int) -> None:
-        super().__init__(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), Norm(width))
+        convolution = nn.Conv2d(in_channels, width, 3, self.stride, padding=1, bias=False)
+        super().__init__(convolution, Norm(width))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two inputs of the first cell, here one and the same, (N, width, H, W)."""
@@ -47,6 +51,12 @@ class CifarStem(nn.Sequential):
     def groups(self) -> list[OpGroup]:
         """The rest as a part of that graph, where a batch norm needs fewer passes over memory."""
         return [OpGroup([self[-1]], (1,), (0,), weighted=False)]
+
+
+class HalfStem(CifarStem):
+    """`CifarStem` with stride 2: the first cell computes on a quarter of the pixels."""
+
+    stride = 2
 
 
 class QuarterStem(CifarStem):
@@ -109,32 +119,31 @@ def _halving(in_channels: int, channels: int) -> tuple[nn.Conv2d, Norm]:
 
 STEMS: dict[str, type[CifarStem | ImageNetStem]] = {
     "cifar": CifarStem,
+    "half": HalfStem,
     "quarter": QuarterStem,
     "imagenet": ImageNetStem,
 }
-REDUCED_SIZE = 24
-"""Pixels from which on the stem that follows from the size reduces an image."""
 
 
-def stem_for(stem: str | None, size: int) -> str:
-    """Name the stem for images of this size in pixels: `stem` itself, unless it is None.
+def shape_of(weights: Mapping[str, Tensor], stem_multiplier: int, size: int) -> tuple[str, int]:
+    """Tell the stem and the channels C of a network by its weights.
 
-    Example:
-        >>> stem_for(None, 8), stem_for(None, 32), stem_for("cifar", 32)
-        ('cifar', 'quarter', 'cifar')
-    """
-    return stem or ("quarter" if size >= REDUCED_SIZE else "cifar")
-
-
-def stem_of(weights: Mapping[str, Tensor]) -> str:
-    """Name the stem of a network by its weights.
+    Args:
+        weights: a state dict.
+        stem_multiplier: of the network.
+        size: of its images in pixels, which decides between two stems of the same weights.
 
     Example:
-        >>> stem_of({f"stem.{name}": w for name, w in QuarterStem(3, 6).state_dict().items()})
-        'quarter'
+        >>> weights = {f"stem.{name}": w for name, w in QuarterStem(3, 12).state_dict().items()}
+        >>> shape_of(weights, stem_multiplier=3, size=32)
+        ('quarter', 4)
     """
-    convolutions = [name for name, w in weights.items() if name.startswith("stem.") and w.ndim == 4]
-    return ("cifar", "quarter", "imagenet")[len(convolutions) - 1]
+    convolutions = [
+        w for name, w in weights.items() if name.startswith("stem.") and w.ndim == KERNEL_DIMENSIONS
+    ]
+    single = "half" if size >= REDUCED_SIZE else "cifar"
+    stem = (single, "quarter", "imagenet")[len(convolutions) - 1]
+    return stem, len(convolutions[-1]) // stem_multiplier
 
 
 class Backbone(nn.Module):

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ssnas.config.schema import Search
 from ssnas.errors import InputError
-from ssnas.networks.backbone import stem_for
 from ssnas.networks.cell import Cell
 from ssnas.networks.cell_graph import prepare
 from ssnas.networks.space import EDGES
@@ -273,8 +272,8 @@ def build_supernet(
         >>> supernet(torch.zeros(2, 3, 8, 8)).shape
         torch.Size([2, 64])
     """
-    size, _, in_channels = image_shape
-    stem = stem_for(config.stem, size)
+    *_, in_channels = image_shape
+    stem = config.stem or "cifar"
     sizes = config.channels, config.cells, in_channels, config.relaxation, config.stem_multiplier
     if config.sampling != "bilateral":
         return Supernet(*sizes, num_classes, config.partial, stem, config.checkpoint)

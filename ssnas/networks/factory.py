@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ssnas.config.schema import Finetune, Search
 from ssnas.errors import InputError
-from ssnas.networks.backbone import stem_for
 from ssnas.networks.baselines import BASELINES, build_baseline, normalise_classifier
 from ssnas.networks.bilateral import build_supernet
 from ssnas.networks.derived import DerivedNetwork, inherit, parameter_count
@@ -64,7 +63,7 @@ def build_network(
             num_classes=num_classes,
             in_channels=in_channels,
             stem_multiplier=search.stem_multiplier,
-            stem=stem_for(search.stem, size),
+            stem=search.stem or "cifar",
         )
         channels = config.channels or search.channels
         if config.parameters:

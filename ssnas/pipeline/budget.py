@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssnas import search
-from ssnas.config.recipes import within
+from ssnas.config.recipes import shaped, within
 from ssnas.config.schema import Run, check_value
 from ssnas.finetune import epoch_seconds
 from ssnas.pipeline.artifacts import write_json
@@ -54,8 +54,9 @@ class Budget:
 
         def measure() -> float:
             device = choose_device(run.device)
-            images = images_of(run, read_splits(run), device)
-            return search.epoch_seconds(images, run.search, run.views)
+            splits = read_splits(run)
+            settings = shaped(run.search, len(splits.train), splits.train.images.shape[1])
+            return search.epoch_seconds(images_of(run, splits, device), settings, run.views)
 
         epochs = self._epochs(run, "search", SEARCH_SHARE, measure)
         return dataclasses.replace(run, search=dataclasses.replace(run.search, epochs=epochs))

@@ -13,7 +13,7 @@ from ssnas.config.schema import Finetune, Search
 from ssnas.data.types import Dataset
 from ssnas.errors import InputError
 from ssnas.losses import LOSSES
-from ssnas.networks.backbone import STEMS, stem_for
+from ssnas.networks.backbone import STEMS
 from ssnas.networks.bilateral import build_supernet
 from ssnas.networks.factory import check_network
 from ssnas.pipeline.work import computed_by
@@ -77,7 +77,7 @@ def check_search_memory(search: Search, train: Dataset, device: torch.device) ->
     height, width, channels = train.images.shape[1:]
     views = 1 if search.objective == "supervised" else 2
     batch = views * sized(search, len(train)).batch_size
-    pixels = height * width // STEMS[stem_for(search.stem, height)].stride ** 2
+    pixels = height * width // STEMS[search.stem or "cifar"].stride ** 2
     # 400 values a channel and pixel in each cell are twice what the supernet keeps.
     bound = 4 * search.cells * search.channels * (400 * batch * pixels + 4000 * search.channels)
 

@@ -14,20 +14,22 @@ from ssnas.pipeline.fit import fit
 
 
 class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has no types
-    """A network that is searched and trained for the images that it is fitted to.
+    """A network that is trained, and if asked searched, for the images that it is fitted to.
 
     No test images are held out: cross-validation brings its own. A tenth of the images (one of each
     class at least) is held out for validation, so each class needs two.
 
     Args:
         scale: a preset of search and training, `small` or `paper`.
-        loss: see `finetune.loss` in docs/parameters.md.
+        loss: see `finetune.loss` in docs/parameters.md; None for the recipe's.
         decide: the decision: `balanced`, `natural`, `published`, or a frequency for each class.
         size: the side that images are resized to, in pixels; None for as they are.
         flip: whether a mirrored image is still a plausible one, as it is not for digits.
         seed: of splits, weights, order and views.
         device: `auto`, `cpu` or another device by its PyTorch name.
-        search, finetune: more parameters of these sections, such as `{"epochs": 5}`.
+        search: `none` for a fixed genotype, an objective such as `barlow-twins`, or parameters of
+            the section, such as `{"epochs": 5}`.
+        finetune: more parameters of this section.
 
     Attributes:
         classes_: the classes, sorted.
@@ -42,13 +44,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklea
     def __init__(
         self,
         scale: str = "small",
-        loss: str = "focal+la",
+        loss: str | None = None,
         decide: str | Mapping[str, float] = "balanced",
         size: int | None = None,
         flip: bool = True,
         seed: int = 0,
         device: str = "auto",
-        search: Mapping[str, Any] | None = None,
+        search: str | Mapping[str, Any] = "none",
         finetune: Mapping[str, Any] | None = None,
     ) -> None:
         self.scale, self.loss, self.decide = scale, loss, decide
@@ -56,7 +58,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklea
         self.search, self.finetune = search, finetune
 
     def fit(self, X: np.ndarray, y: ArrayLike) -> Classifier:
-        """Search and train.
+        """Train, after a search if there is one.
 
         Args:
             X: uint8 (N, H, W) or (N, H, W, C).

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ssnas.config.recipes import shaped
 from ssnas.config.schema import Run
 from ssnas.data.folders import DEEPEST
 from ssnas.data.types import Splits
@@ -89,7 +90,7 @@ def model_of(run: Run, splits: Splits, device: str | None = None) -> Model:
         counts=tuple(train.counts),
         num_images=len(train),
         finetune=run.finetune,
-        search=run.search,
+        search=shaped(run.search, len(train), height),
         genotype=genotype_of(run),
         temperature=decision.temperature,
         thresholds=decision.thresholds,

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from ssnas.config.recipes import shaped
 from ssnas.config.schema import Run
 from ssnas.finetune import FinetuneResult, fit, latency_ms, pretrain
 from ssnas.networks.derived import DerivedNetwork, multiply_adds, parameter_count
@@ -34,7 +35,8 @@ def finetune(run: Run) -> None:
     check_training(config, run.search, splits.train)
     if config.network != "supernet":
         build = partial(network_of, run, splits.train)
-        check_training_memory(config, run.search, build, splits.train, device)
+        shape = shaped(run.search, len(splits.train), splits.train.images.shape[1])
+        check_training_memory(config, shape, build, splits.train, device)
     data = TrainingData.of(splits)
     seed_everything(seed)
     network, weights = network_of(run, splits.train), searched_weights(run)

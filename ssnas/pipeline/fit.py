@@ -43,7 +43,7 @@ def fit(
     minutes: float | None = None,
     **options: Any,
 ) -> Model:
-    """Search a network for images without their labels, train it with them, and test it.
+    """Train a network for images, after a search without their labels if asked, and test it.
 
     It runs the stages of the DVC pipeline, but for the transfer, with the same functions: the same
     parameters give the same weights. Killed, it goes on where it was when it is called again with
@@ -56,8 +56,8 @@ def fit(
             third may come groups (N,), such as the patients, each of which stays in one split.
         out: where data, weights, figures and checkpoints go, below it; None for nowhere, and no
             resuming.
-        params: a file like params.yaml; None for the defaults of the command `ssnas fit`: the scale
-            `small`, and classes as frequent as they are.
+        params: a file like params.yaml; None for the defaults of the command `ssnas fit`: the
+            recipe `short`, no search, and classes as frequent as they are.
         minutes: for all of it on this machine, kept to within a fifth: the epochs follow from a few
             measured steps. None for as many as suit the number of images.
         options: parameters: `search`, which is `none` for a fixed genotype or an objective such as

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from ssnas.config.recipes import shaped
 from ssnas.config.schema import Run
 from ssnas.data.splits import read
 from ssnas.data.types import Dataset, Splits
@@ -29,7 +30,11 @@ def network_of(run: Run, data: Dataset) -> nn.Module:
     """
     height, width, channels = data.images.shape[1:]
     return build_network(
-        run.finetune, run.search, genotype_of(run), data.num_classes, (height, width, channels)
+        run.finetune,
+        shaped(run.search, len(data), height),
+        genotype_of(run),
+        data.num_classes,
+        (height, width, channels),
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 
+from ssnas.config.recipes import shaped
 from ssnas.config.schema import Run
 from ssnas.data.types import Dataset, Splits
 from ssnas.data.views import Normalise
@@ -32,9 +33,10 @@ def run_search(run: Run) -> None:
     """Write the searched supernet, and α and the losses by epoch."""
     places, device = Places.of(run), choose_device(run.device)
     splits = read_splits(run)
+    settings = shaped(run.search, len(splits.train), splits.train.images.shape[1])
     if "rows" in run.folders:  # what would otherwise end the run after the search
         check_training(run.finetune, run.search, splits.train)
-    check_search_memory(run.search, splits.train, device)
+    check_search_memory(settings, splits.train, device)
     images, monitor = images_of(run, splits, device), None
     if not splits.train.multi_label:
         labelled = (
@@ -47,7 +49,7 @@ def run_search(run: Run) -> None:
     with process_group(device), Checkpoint(folder / str(rank()), about) as checkpoint:
         result = search(
             images,
-            run.search,
+            settings,
             run.views,
             run.seeds["searches"],
             monitor=monitor,

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from ssnas import metrics
 from ssnas.config.decide import Prior, named_prior
 from ssnas.config.recipes import sized
-from ssnas.config.schema import Finetune, Run
+from ssnas.config.schema import Finetune, Run, Search
 from ssnas.data.splits import folds_of
-from ssnas.data.types import Dataset, Splits
+from ssnas.data.types import Dataset, Source, Splits
 from ssnas.data.views import Normalise
 from ssnas.finetune import fit, logits_of
-from ssnas.networks.backbone import stem_of
+from ssnas.networks.backbone import shape_of
 from ssnas.networks.derived import inherit, multiply_adds, parameter_count
 from ssnas.pipeline.artifacts import (
     Places,
@@ -48,11 +48,8 @@ def transfer(run: Run) -> None:
     named_prior(run.decide, source.train.class_names, source.train.multi_label)
     seed = run.seeds["transfers"]
     weights = _weights(run)
-    if weights is not None and run.search.stem is None:
-        # That of the searched images, whatever the size of these.
-        run = dataclasses.replace(
-            run, search=dataclasses.replace(run.search, stem=stem_of(weights))
-        )
+    if weights is not None and run.finetune.network == "derived":
+        run = dataclasses.replace(run, search=_as_searched(run.search, weights, source))
     folds = folds_of(source, target.folds, target.val_fraction, seed)
     before = made_from(run, "network") if "rows" in run.folders else {}
     trained_by = dataclasses.replace(run.finetune, loss=target.loss, epochs=target.epochs)
@@ -102,6 +99,15 @@ def transfer(run: Run) -> None:
     write_json(places.metrics("transfers", "transfer.cost.json"), cost)
     for number in range(len(folds)):
         Checkpoint(_folder(run, number), identity).finish()
+
+
+def _as_searched(search: Search, weights: dict[str, Tensor], source: Source) -> Search:
+    """Replace `stem` and `channels`, where they are null, by those of the searched network."""
+    size = source.train.images.shape[1]
+    stem, channels = shape_of(weights, search.stem_multiplier, size)
+    return dataclasses.replace(
+        search, stem=search.stem or stem, channels=search.channels or channels
+    )
 
 
 def _weights(run: Run) -> dict[str, Tensor] | None:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 120
 REPORT_SECONDS = 5
-MEASURED_STEPS, MEASURED_SECONDS = 40, 3
+MEASURED_STEPS, MEASURED_SECONDS = 40, 1
 
 
 class Stateful(Protocol):

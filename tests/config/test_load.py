@@ -167,7 +167,7 @@ MISTAKES = [
     ({"search": 3}, ["search:", "3", "mapping"]),
     ({"search": {"channels": True}}, ["search.channels", "True", "whole number"]),
     ({"search": {"channels": 8.5}}, ["search.channels", "8.5", "whole number"]),
-    ({"search": {"channels": None}}, ["search.channels", "None", "whole number"]),
+    ({"search": {"cells": None}}, ["search.cells", "None", "whole number"]),
     ({"search": {"learning_rate": "fast"}}, ["search.learning_rate", "'fast'", "a number"]),
     ({"search": {"learning_rate": False}}, ["search.learning_rate", "False", "a number"]),
     ({"search": {"objective": 1}}, ["search.objective", "1", "text"]),

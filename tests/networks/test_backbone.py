@@ -14,7 +14,7 @@ from torch import nn
 from ssnas.config.load import load_main
 from ssnas.config.schema import Search
 from ssnas.errors import InputError
-from ssnas.networks.backbone import STEMS, stem_of
+from ssnas.networks.backbone import STEMS, shape_of
 from ssnas.networks.bilateral import BilateralSupernet, build_supernet
 from ssnas.networks.derived import DerivedNetwork, inherit, parameter_count
 from ssnas.networks.genotype import Edge, Genotype
@@ -144,9 +144,7 @@ def test_a_network_inherits_the_stem(genotype, in_channels):
 
 @pytest.mark.parametrize("build", [Supernet, BilateralSupernet])
 def test_unknown_stem(build):
-    with pytest.raises(
-        InputError, match=r"search\.stem: unknown 'vgg'; choose from cifar, quarter"
-    ):
+    with pytest.raises(InputError, match=r"search\.stem: unknown 'vgg'; choose from cifar, half"):
         build(4, 3, stem="vgg")
 
 
@@ -318,10 +316,16 @@ def test_the_quarter_stem_is_the_first_two_thirds_of_the_large_one():
 
 @pytest.mark.parametrize("name", STEMS)
 def test_a_stem_is_known_by_its_weights(name):
-    assert stem_of(Supernet(4, 3, stem=name).state_dict()) == name
+    weights = Supernet(4, 3, stem_multiplier=2, stem=name).state_dict()
+    assert shape_of(weights, 2, size=8 if name == "cifar" else 32) == (name, 4)
 
 
-@pytest.mark.parametrize("size", [23, 24])
-def test_without_a_stem_the_size_decides(size):
-    supernet = build_supernet(Search(channels=4, stem=None), (size, size, 1), None)
-    assert type(supernet.stem) is STEMS["quarter" if size == 24 else "cifar"]
+def test_the_halving_stem_is_the_small_one_on_every_second_pixel():
+    torch.manual_seed(0)
+    half, full = (STEMS[name](3, 6).double() for name in ("half", "cifar"))
+    half.load_state_dict(full.state_dict())
+    x = normal(2, 3, 9, 8)
+    with torch.no_grad():
+        convolved = full[0](x)[:, :, ::2, ::2]
+    assert_equal(half(x)[0], half[1](convolved))
+    assert half(x)[0].shape == (2, 6, 5, 4)
