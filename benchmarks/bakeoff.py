@@ -15,6 +15,7 @@ images are read once, after the last epoch.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import dataclasses
 import itertools
@@ -32,16 +33,15 @@ from torch import nn
 from benchmarks import bakeoff_page
 from ssnas import metrics
 from ssnas.config.load import load_options
-from ssnas.config.recipes import shaped, within
+from ssnas.config.recipes import shaped, sized, within
 from ssnas.config.schema import Run
 from ssnas.data.raw import raw_paths
 from ssnas.data.types import Dataset, Splits
-from ssnas.data.views import Normalise
 from ssnas.decision import fit_temperature, probabilities, with_prior
-from ssnas.finetune import epoch_seconds, fit, latency_ms, logits_of
+from ssnas.finetune import epoch_seconds, fit, latency_ms, logits_of, pretrain
 from ssnas.networks.baselines import build_baseline
 from ssnas.networks.baselines.linear import linear_classifier
-from ssnas.networks.derived import inherit, parameter_count
+from ssnas.networks.derived import DerivedNetwork, inherit, parameter_count
 from ssnas.networks.factory import build_network
 from ssnas.networks.genotype import FIXED, Genotype, derive
 from ssnas.networks.operations import RELAXATIONS
@@ -49,11 +49,12 @@ from ssnas.networks.space import CELL_KINDS, EDGES
 from ssnas.pipeline.artifacts import RAW
 from ssnas.pipeline.evaluate import calibrate
 from ssnas.pipeline.make_longtail import source_of, splits_of
+from ssnas.pipeline.search import images_of
 from ssnas.runtime.allocator import keep_freed_memory
 from ssnas.runtime.device import machine, seed_everything
 from ssnas.search import epoch_seconds as search_epoch_seconds
 from ssnas.search import search
-from ssnas.training.images import TrainingData, TrainingImages
+from ssnas.training.images import TrainingData
 
 CPU = torch.device("cpu")
 RESULTS = Path("benchmarks/results/bakeoff.csv")
@@ -87,6 +88,7 @@ TASKS = {
     "digits-LT, ρ = 10": Task(
         {"dataset": "digits", "profile": "exponential", "largest_class": 250}, 10
     ),
+    "faces, ρ = 3": Task({"dataset": "faces", "profile": "exponential", "imbalance": 3}, 5),
     "Fashion-MNIST-LT, ρ = 10": _long_tailed("fashion-mnist", 10, 30),
     "Fashion-MNIST-LT, ρ = 100": _long_tailed("fashion-mnist", 100, 20),
     "CIFAR-10-LT, ρ = 10": _long_tailed("cifar10", 10, 40),
@@ -175,19 +177,49 @@ def drawn_genotype(seed: int) -> Genotype:
     return derive({kind: rng.random(shape) for kind in CELL_KINDS})
 
 
-def searched(splits: Splits, run: Run, seconds: float, seed: int) -> Trained:
-    """Search without labels for a share of the seconds, and train what was found, inheriting."""
+def _searched(inherits: bool, chooses: bool = True) -> System:
+    """Make the system that searches without labels for a share of the seconds, and then trains.
+
+    Args:
+        inherits: whether the network starts from the searched weights.
+        chooses: whether the genotype is the searched one, or a random one.
+    """
+
+    def system(splits: Splits, run: Run, seconds: float, seed: int) -> Trained:
+        def build() -> nn.Module:
+            began = time.perf_counter()
+            images = images_of(run, splits, CPU)
+            measured = search_epoch_seconds(images, run.search, run.views)
+            left = SEARCH_SHARE * seconds - (time.perf_counter() - began)
+            supernet = search(images, within(run.search, left, measured), run.views, seed).supernet
+            weights = {kind: w.detach().numpy() for kind, w in supernet.architecture().items()}
+            genotype = derive(weights, "argmax") if chooses else drawn_genotype(seed)
+            network = _network(splits, run, genotype)
+            if inherits:
+                inherit(network, supernet.state_dict())
+            return network
+
+        return _train(build, splits, run, seconds, seed)
+
+    return system
+
+
+def pretrained(splits: Splits, run: Run, seconds: float, seed: int) -> Trained:
+    """Train the fixed genotype's features without labels for a share of the seconds, then all."""
 
     def build() -> nn.Module:
         began = time.perf_counter()
-        whole = TrainingImages.of(splits.train, Normalise.of(splits.train.images), splits.flip, CPU)
-        images = dataclasses.replace(whole, labels=None)
-        measured = search_epoch_seconds(images, run.search, run.views)
+        network = _network(splits, run, FIXED)
+        assert isinstance(network, DerivedNetwork)
+        pixels = images_of(run, splits, CPU).pixels.numpy()
+        every = Dataset(pixels, np.zeros(len(pixels), np.int64), ("any",))
+        data = dataclasses.replace(TrainingData.of(splits), train=every)
+        one = dataclasses.replace(sized(run.finetune, len(every)), pretrain_epochs=1)
+        measured = pretrain(copy.deepcopy(network), data, one, run.search, run.views, seed, CPU)
         left = SEARCH_SHARE * seconds - (time.perf_counter() - began)
-        result = search(images, within(run.search, left, measured), run.views, seed)
-        architecture = {k: w.detach().numpy() for k, w in result.supernet.architecture().items()}
-        network = _network(splits, run, derive(architecture, run.derive.rule))
-        inherit(network, result.supernet.state_dict())
+        epochs = within(one, left, measured).epochs
+        config = dataclasses.replace(one, pretrain_epochs=epochs)
+        pretrain(network, data, config, run.search, run.views, seed, CPU)
         return network
 
     return _train(build, splits, run, seconds, seed)
@@ -242,12 +274,13 @@ def hog_svm(splits: Splits, run: Run, seconds: float, seed: int) -> Trained:
 
 
 def _gradients(data: Dataset) -> np.ndarray:
-    """Compute the histograms of oriented gradients of the images, in 8 × 8 cells or fewer."""
+    """Compute the histograms of oriented gradients of the images, in 4 × 4 cells."""
     from skimage.feature import hog
 
-    cell = max(2, data.images.shape[1] // 8)
+    cell = data.images.shape[1] // 4
     grey = data.images.mean(axis=-1)
-    return np.stack([hog(image, pixels_per_cell=(cell, cell)) for image in grey])
+    cells = {"pixels_per_cell": (cell, cell), "cells_per_block": (2, 2)}
+    return np.stack([hog(image, **cells) for image in grey])
 
 
 def _margins(model: Any, features: np.ndarray) -> np.ndarray:
@@ -264,7 +297,7 @@ PENALTIES = (0.3, 1.0, 10.0)
 PRIORS = ("balanced", "natural")
 
 SYSTEMS: dict[str, System] = {
-    "ours, searched": searched,
+    "ours, searched": _searched(inherits=True),
     "ours, fixed genotype": fixed,
     "random genotypes": random_genotype,
     "plain CNN": _baseline("plain-cnn"),
@@ -273,14 +306,29 @@ SYSTEMS: dict[str, System] = {
     "HOG + SVM": hog_svm,
     "logistic regression": logistic_regression,
 }
+CONTROLS: dict[str, System] = {
+    "ours, fixed genotype": fixed,
+    "fixed genotype, pre-trained": pretrained,
+    "searched, inheriting": _searched(inherits=True),
+    "searched, from scratch": _searched(inherits=False),
+    "random, inheriting": _searched(inherits=True, chooses=False),
+    "random genotypes": random_genotype,
+}
+"""What tells apart the shares of genotype, inheritance and self-supervised training."""
 
 
 REFERENCE = "ours, fixed genotype"
 
 
-def measure(task: Task, system: System, seed: int, seconds: float) -> dict[str, Any]:
-    """Train a system on one split of a data set, and give its row of figures."""
-    run = run_of(task, seed)
+def measure(
+    task: Task, system: System, seed: int, seconds: float, labelled: float = 1.0
+) -> dict[str, Any]:
+    """Train a system on one split of a data set, and give its row of figures.
+
+    Args:
+        labelled: the share of the training images that keep their labels.
+    """
+    run = run_of(task, seed, labelled)
     splits = splits_of(run, source_of(run.data))
     shape = shaped(run.search, len(splits.train), splits.train.images.shape[1])
     run = dataclasses.replace(run, search=shape)
@@ -301,9 +349,10 @@ def measure(task: Task, system: System, seed: int, seconds: float) -> dict[str, 
     }
 
 
-def run_of(task: Task, seed: int) -> Run:
-    """Make the parameters of a task: those of `ssnas fit`."""
-    return load_options({**task.data, "seed": seed, "device": "cpu"}, None, Path())
+def run_of(task: Task, seed: int, labelled: float) -> Run:
+    """Make the parameters of a task: those of `ssnas fit` with a search."""
+    options = {"seed": seed, "device": "cpu", "labelled_fraction": labelled}
+    return load_options({**task.data, **options, "search": "barlow-twins"}, None, Path())
 
 
 def available(names: Sequence[str]) -> list[str]:
@@ -323,18 +372,24 @@ def run_all(options: argparse.Namespace) -> None:
     rows = read(options.out)
     done = {(row["data"], row["seed"], row["system"], float(row["budget"])) for row in rows}
     names = available(options.tasks)
-    for seed, share, name, system in itertools.product(
-        options.seeds, options.shares, names, options.systems
+    systems = CONTROLS if options.labelled else SYSTEMS
+    for seed, share, labelled, name, system in itertools.product(
+        options.seeds,
+        options.shares,
+        options.labelled or [1.0],
+        names,
+        options.systems or systems,
     ):
         seconds = share * (options.seconds or TASKS[name].seconds)
-        if (name, str(seed), system, seconds) in done:
+        shown = f"{name}, {labelled:.0%} of the labels" if options.labelled else name
+        if (shown, str(seed), system, seconds) in done:
             continue
-        row = {"data": name, "seed": seed, "system": system, "budget": seconds}
-        row |= measure(TASKS[name], SYSTEMS[system], seed, seconds)
+        row = {"data": shown, "seed": seed, "system": system, "budget": seconds}
+        row |= measure(TASKS[name], systems[system], seed, seconds, labelled)
         append(options.out, row | {"commit": commit(), **machine(CPU)})
         balanced = row["balanced_accuracy"] or float("nan")
         print(
-            f"{name}, seed {seed}, {system}: balanced accuracy {balanced:.3f}, "
+            f"{shown}, seed {seed}, {system}: balanced accuracy {balanced:.3f}, "
             f"AUC {row['macro_auc']:.3f}, {row['seconds']} s of {seconds:g}",
             flush=True,
         )
@@ -386,7 +441,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run.set_defaults(act=run_all)
     run.add_argument("--out", type=Path, default=RESULTS)
     run.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="DATA")
-    run.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    run.add_argument("--systems", nargs="+", choices={**SYSTEMS, **CONTROLS}, metavar="SYSTEM")
+    run.add_argument(
+        "--labelled", nargs="+", type=float, help="shares of the labels: compares the controls"
+    )
     run.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
     run.add_argument("--seconds", type=float, help="instead of those of each data set")
     run.add_argument(

@@ -7,7 +7,7 @@ for minutes on a CPU. docs/recipes.md has what was tried, on validation images, 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ssnas.config.schema import Search, Training
 
@@ -44,10 +44,22 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 }
 """By name, the keys of each section that a recipe sets, beside the papers' in `schema`."""
 
-SEEN_IMAGES = 30_000
-"""Images that a training sees, repetitions included, unless that is too few or many epochs."""
 
-FEWEST_EPOCHS, MOST_EPOCHS = 15, 100
+class Length(NamedTuple):
+    """How long a search or a training is.
+
+    Attributes:
+        images: that it sees, repetitions included, unless that is too few or too many epochs.
+        fewest: epochs.
+        most: epochs.
+    """
+
+    images: int
+    fewest: int
+    most: int
+
+
+SEARCH_LENGTH, TRAINING_LENGTH = Length(8_000, 5, 40), Length(60_000, 30, 100)
 
 BATCHES = (16, 250), (32, 4000)
 """Batch sizes, each with the most images that it is for."""
@@ -76,14 +88,16 @@ def sized(config: T, images: int) -> T:
         >>> by_number = Finetune(epochs=None, batch_size=None)
         >>> sizes = [sized(by_number, images) for images in (100, 800, 20_000)]
         >>> [(size.epochs, size.batch_size) for size in sizes]
-        [(100, 16), (38, 32), (15, 64)]
+        [(100, 16), (75, 32), (30, 64)]
         >>> sized(Finetune(epochs=7), 800).epochs
         7
     """
     epochs, batch = config.epochs, config.batch_size
     parts = alpha_and_omega(images, config.omega_share) if isinstance(config, Search) else (images,)
     if epochs is None:
-        epochs = min(max(round(SEEN_IMAGES / max(1, parts[-1])), FEWEST_EPOCHS), MOST_EPOCHS)
+        length = SEARCH_LENGTH if isinstance(config, Search) else TRAINING_LENGTH
+        by_number = round(length.images / max(1, parts[-1]))
+        epochs = min(max(by_number, length.fewest), length.most)
     if batch is None:
         batch = next((size for size, most in BATCHES if images <= most), LARGEST_BATCH)
         batch = max(2, min(batch, *parts))

@@ -6,7 +6,15 @@ import pytest
 import yaml
 
 from ssnas.config.load import load_main, load_options, load_row
-from ssnas.config.recipes import FEWEST_EPOCHS, MOST_EPOCHS, RECIPES, alpha_and_omega, sized, within
+from ssnas.config.recipes import (
+    RECIPES,
+    SEARCH_LENGTH,
+    TRAINING_LENGTH,
+    alpha_and_omega,
+    shaped,
+    sized,
+    within,
+)
 from ssnas.config.schema import SECTIONS, Finetune, Search, build
 from ssnas.errors import InputError
 
@@ -99,15 +107,24 @@ def test_more_images_are_fewer_epochs_in_larger_batches():
     epochs, batches = [s.epochs for s in sizes], [s.batch_size for s in sizes]
     assert epochs == sorted(epochs, reverse=True)
     assert batches == sorted(batches)
-    assert (epochs[0], epochs[-1]) == (MOST_EPOCHS, FEWEST_EPOCHS)
+    assert (epochs[0], epochs[-1]) == (TRAINING_LENGTH.most, TRAINING_LENGTH.fewest)
     assert batches[0] == 2, "never more than there are images"
     assert sized(by_number, 1).batch_size == 2
 
 
 def test_a_search_counts_the_images_of_omega():
     by_number = Search(epochs=None, batch_size=None, omega_share=0.8)
-    assert sized(by_number, 1000).epochs == sized(Finetune(epochs=None), 800).epochs
+    assert sized(by_number, 1000).epochs == SEARCH_LENGTH.images // 800
     assert sized(by_number, 20).batch_size == alpha_and_omega(20, 0.8)[0] == 4
+
+
+def test_a_shape_that_is_set_stays():
+    assert shaped(Search(channels=5, stem="imagenet"), 10**6, 8) == Search(
+        channels=5, stem="imagenet"
+    )
+    few, many = (shaped(Search(channels=None, stem=None), n, 32) for n in (999, 1000))
+    assert (few.stem, many.stem) == ("half", "quarter")
+    assert few.channels < many.channels
 
 
 def test_there_is_always_time_for_one_epoch():

@@ -17,6 +17,7 @@ import ssnas.pipeline.fit as module
 from ssnas.config.load import PRESETS, load_main, read_yaml
 from ssnas.data import read
 from ssnas.errors import InputError
+from ssnas.networks.genotype import FIXED
 from ssnas.pipeline.artifacts import Places
 from ssnas.pipeline.derive_genotype import derive_genotype
 from ssnas.pipeline.evaluate import evaluate
@@ -215,3 +216,45 @@ def test_the_estimator_says_that_it_is_not_fitted():
 
     with pytest.raises(NotFittedError):
         ssnas.Classifier().predict(np.zeros((1, 8, 8), np.uint8))
+
+
+def test_without_a_search_the_fixed_genotype_is_trained_from_scratch(tmp_path):
+    images, labels = drawn()
+    model = ssnas.fit((images, labels), out=tmp_path, finetune=FINETUNE, device="cpu")
+    assert model.description.genotype == FIXED
+    facts = json.loads((tmp_path / "metrics" / "finetune.json").read_text())
+    assert not facts["inherited"]
+    assert model.description.search.stem == "cifar", "images of 8 pixels keep their resolution"
+    assert (model.predict(list(images[:3]))["class"] == model.class_names[0]).tolist()[0]
+
+
+def test_a_search_by_name_is_searched(tmp_path):
+    images, labels = drawn()
+    search = {"epochs": 1, "channels": 4, "batch_size": 8, "projector": 8}
+    model = ssnas.fit((images, labels), out=tmp_path, search=search, finetune=FINETUNE)
+    assert model.description.genotype != FIXED
+    assert json.loads((tmp_path / "metrics" / "finetune.json").read_text())["inherited"]
+
+
+def test_a_time_is_shared_and_a_second_start_keeps_the_choice(tmp_path, caplog):
+    images, labels = drawn(each=40)
+    caplog.set_level("INFO")
+    search = {"epochs": 1, "channels": 4, "batch_size": 8, "projector": 8}
+    settings = {"search": search, "finetune": {"batch_size": 8}, "device": "cpu"}
+    ssnas.fit((images, labels), out=tmp_path, minutes=0.05, **settings)
+    budget = json.loads((tmp_path / "budget.json").read_text())
+    rows = (tmp_path / "metrics" / "finetune.csv").read_text().splitlines()
+    assert len(rows) - 1 == budget["finetune"]["epochs"] >= 1
+    caplog.clear()
+    ssnas.fit((images, labels), out=tmp_path, minutes=0.05, **settings)
+    assert "finetune: done before" in caplog.text
+    assert "fit into the time" not in caplog.text
+    ssnas.fit((images, labels), out=tmp_path, minutes=0.1, **settings)
+    longer = json.loads((tmp_path / "budget.json").read_text())
+    assert longer["finetune"]["asked"]["seconds"] == pytest.approx(6)
+
+
+@pytest.mark.parametrize("minutes", [0, -1, "two", float("nan"), True])
+def test_minutes_are_a_number_above_0(minutes, tmp_path):
+    with pytest.raises(InputError, match="minutes"):
+        ssnas.fit(drawn(), out=tmp_path, minutes=minutes)
