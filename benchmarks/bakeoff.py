@@ -58,6 +58,9 @@ from ssnas.training.images import TrainingData
 
 CPU = torch.device("cpu")
 RESULTS = Path("benchmarks/results/bakeoff.csv")
+BUNDLED = ("digits", "faces")
+"""Data sets that come with packages."""
+
 PAGE, PLOT = Path("docs/bakeoff.md"), Path("docs/images/bakeoff.svg")
 START, END = "<!-- results -->", "<!-- end of the results -->"
 SEARCH_SHARE = 0.4
@@ -360,7 +363,7 @@ def available(names: Sequence[str]) -> list[str]:
     present = []
     for name in names:
         dataset = TASKS[name].data["dataset"]
-        if dataset == "digits" or raw_paths(dataset, RAW):
+        if dataset in BUNDLED or raw_paths(dataset, RAW):
             present.append(name)
         else:
             print(f"{name}: left out, since {RAW} has no images of it")

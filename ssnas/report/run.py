@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -191,6 +192,28 @@ class Run:
             return ""
         low, high = (show(end, FIGURES[key][1]).removesuffix(" %") for end in ends)
         return f"{low} to {high}"
+
+    def searched(self) -> str:
+        """Say whether there was a search, and where to read whether one pays."""
+        seconds = self.search_cost.get("seconds")
+        if not seconds:
+            return "none: a fixed genotype"
+        return (
+            f"{duration(seconds)}; a fixed genotype (--search none, derive.rule fixed) is the "
+            "control, and at least as good in the same time so far: docs/bakeoff.md"
+        )
+
+    def noise(self) -> str:
+        """Say how far chance moves the accuracy on so few test images; nothing for several labels.
+
+        The standard error of a share p among n images is √(p (1 − p) / n).
+        """
+        images = (self.data.get("images") or {}).get("test")
+        accuracy = self.figures.get("accuracy")
+        if not images or accuracy is None:
+            return ""
+        points = 100 * math.sqrt(accuracy * (1 - accuracy) / images)
+        return f"{images:,} test images: the accuracy has a standard error of ± {points:.1f} points"
 
     @property
     def decide(self) -> str:

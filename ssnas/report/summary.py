@@ -41,12 +41,14 @@ def summary(folder: Path, report: Path = _REPORT, title: str = "") -> str:
         *_field("normal cell", ops_in_words(run.genotype.normal), 2),
         *_field("reduction cell", ops_in_words(run.genotype.reduce), 2),
         *_field("network", run.network(), 2),
+        *_field("search", run.searched(), 2),
         f"{'test images':<26}{'ours':>12}{'linear':>12}{'constant':>12}  95 % interval of ours",
         *(
             f"  {title:<24}{ours:>12}{linear:>12}{constant:>12}  {run.interval(key)}".rstrip()
             for key in _HEADLINES[run.class_figure]
             for title, ours, linear, constant in [run.figure_row(key)]
         ),
+        *_field("noise", run.noise(), 1),
         *_field("decision", run.decide, 1),
         *_field({"auc": "AUC", "recall": "recall"}[run.class_figure], _per_class(run), 3),
         *(_field("transfer", run.transferred() if run.transfer else _ASK, 2) if by_dvc else []),
