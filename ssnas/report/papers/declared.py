@@ -26,8 +26,7 @@ class Row:
         system: the entries of papers/rows.yaml that it shows, None for a line that is only quoted.
         prefix: which keys of the system's figures it reads, the network's own if None.
         ours: the system it is compared with, if not the table's.
-        reported: published figures, in per cent, as a number or in millions of parameters; None
-            for one that is printed but not at hand.
+        reported: published figures, in per cent, as a number or in millions of parameters.
         source: where they are printed.
     """
 
@@ -38,7 +37,7 @@ class Row:
         default=None, metadata={"choices": ("constant_", "linear_")}
     )
     ours: str | None = None
-    reported: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    reported: Mapping[str, float] = dataclasses.field(default_factory=dict)
     source: str | None = None
     note: str | None = None
 
@@ -109,10 +108,8 @@ def _row(where: str, declared: Any, figures: Sequence[str], records: Records) ->
     reported = mapping(f"{where}.reported", declared.pop("reported", {}))
     choose(f"{where}.reported", reported, (*figures, "parameters"))
     for key, value in reported.items():
-        if value is not None and type(value) not in (int, float):
-            raise InputError(
-                f"{where}.reported.{key}: found {value!r}; accepted is a number or null"
-            )
+        if type(value) not in (int, float):
+            raise InputError(f"{where}.reported.{key}: found {value!r}; accepted is a number")
     row: Row = dataclasses.replace(build(Row, where, declared), reported=reported)
     if row.system is not None:
         choose(f"{where}.system", [row.system], records.systems(row.kind))

@@ -12,7 +12,6 @@ from ssnas.report.papers.declared import Table
 from ssnas.report.papers.tables import (
     AND,
     NONE,
-    NOT_AT_HAND,
     NOT_RECORDED,
     NOT_RUN,
     REPORTED_ONLY,
@@ -29,8 +28,7 @@ How to read the tables:
 
 - A measured figure is mean ± sample standard deviation (n) over n seeds, of cross-validated \
 systems over n folds, on test images that nothing was chosen by. "Reported" is what the papers \
-print; "{NOT_AT_HAND}" is a figure that they print and that we could not read, "{REPORTED_ONLY}" a \
-system that they quote and that we do not run.
+print; "{REPORTED_ONLY}" is a system that they quote and that we do not run.
 - A difference is the mean over n common seeds ± the half width of its 95 % interval (paired t); \
 it is "beyond the noise" if that interval leaves out 0. One seed says nothing of the noise.
 - Scale `paper` is the papers' protocol. At any other scale images, channels and epochs are \

@@ -27,7 +27,6 @@ NOT_RUN = "not run"
 NOT_RECORDED = "not recorded"
 UNREADABLE = "unreadable"
 REPORTED_ONLY = "reported only"
-NOT_AT_HAND = "not at hand"
 NONE = "–"
 # Between the different data sets or devices of one system's seeds.
 AND = " + "
@@ -173,14 +172,12 @@ def _reported(table: Table, key: str) -> list[_Column]:
     YAML reads the 21.80 that a paper prints as 21.8.
     """
     reported = [row.reported[key] for row in table.rows if key in row.reported]
-    printed = (str(figure).partition(".")[2] for figure in reported if figure is not None)
+    printed = (str(figure).partition(".")[2] for figure in reported)
     decimals = max(map(len, printed), default=0)
 
     def cell(line: _Line) -> str:
         value = line.row.reported.get(key)
-        if value is None:
-            return NOT_AT_HAND if key in line.row.reported else NONE
-        return f"{value:.{decimals}f}"
+        return NONE if value is None else f"{value:.{decimals}f}"
 
     return [_Column(f"{_UNITS[key].title}, reported", "all", cell)] if reported else []
 

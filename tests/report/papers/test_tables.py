@@ -28,7 +28,7 @@ DECLARED = {
         "ours": "ours",
         "rows": [
             {"method": "ours", "system": "ours", "reported": {"error_rate": 10.91}},
-            {"method": "plain", "system": "plain", "reported": {"error_rate": None}},
+            {"method": "plain", "system": "plain"},
             {"method": "net", "kind": "baselines", "system": "net", "source": "a paper"},
             {"method": "quoted", "reported": {"error_rate": 9.5, "parameters": 0.81}},
             {"method": "constant", "system": "ours", "prefix": "constant_"},
@@ -165,7 +165,7 @@ def test_cells_of_systems_that_ran(project):
     assert (ours["search (s)"], ours["training (s)"]) == ("1317", "110")
     assert ours["data"] == "toys (drawn; 1,916 training images; 8 × 8 pixels)"
     assert ours["device"] == "abacus, 1 thread"
-    assert plain["error (%), reported"] == "not at hand"
+    assert plain["error (%), reported"] == "–"
     assert rows["net"]["source"] == "a paper"
 
 
@@ -292,7 +292,7 @@ def changed(part, **changes):
         (changed(0, kind="row"), ["t1.rows.0.kind", "'row'", "baselines"]),
         (changed(None, figures=["eror"]), ["t1.figures", "'eror'", "error_rate"]),
         (changed(0, reported={"accuracy": 1.0}), ["'accuracy'", "error_rate, macro_auc, param"]),
-        (changed(0, reported={"error_rate": "low"}), ["reported.error_rate", "'low'", "null"]),
+        (changed(0, reported={"error_rate": "low"}), ["reported.error_rate", "'low'", "number"]),
         (changed(0, prefix="best_"), ["t1.rows.0.prefix", "'best_'", "constant_, linear_"]),
         (changed(0, sistem="ours"), ["t1.rows.0.sistem", "unknown key", "system"]),
         (changed(None, ours="moved"), ["t1.ours", "'moved'", "ours, plain, net"]),
@@ -335,9 +335,6 @@ def test_the_papers_tables_quote_what_the_papers_print():
     rows = [row for table in tables.values() for row in table["rows"]]
     assert all("source" in row for row in rows if row.get("reported"))
     assert all(row.get("reported") for row in rows if "system" not in row)
-    errors = {row["method"]: row.get("reported", {}) for row in tables["t21-1"]["rows"]}
-    assert errors["ours"] == {"error_rate": 10.91, "parameters": 0.81}
-    assert errors["smDragon"]["error_rate"] is None
 
 
 # --- the files and the page of results
