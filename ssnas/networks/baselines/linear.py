@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,8 @@ def linear_classifier(train: Dataset, val: Dataset, test: Dataset) -> np.ndarray
     """Probabilities (N, C) of logistic regression on standardised pixels.
 
     It sees at most `LINEAR_VALUES` pixel values, of training images evenly spread over all. Its
-    regularisation is the one of `STRENGTHS` with the smallest log-loss on the validation images.
+    regularisation is the first of `STRENGTHS` after which the log-loss on the validation images no
+    longer falls.
     Multi-label data get one regression a label; a label without both positives and negatives
     among the training images gets its training frequency.
 
@@ -56,16 +58,23 @@ def linear_classifier(train: Dataset, val: Dataset, test: Dataset) -> np.ndarray
 def _regularised(
     x: np.ndarray, labels: np.ndarray, val_images: np.ndarray, val_labels: np.ndarray
 ) -> Pipeline:
-    """Fit a regression of each strength, and return the one that the validation images prefer."""
+    """Weaken the regularisation for as long as the log-loss on the validation images falls."""
     known = np.isin(val_labels, labels)
-    fitted = [_regression(strength).fit(x, labels) for strength in STRENGTHS]
-    if not known.any():
-        return fitted[-1]
-    losses = [_log_loss(model, val_images[known], val_labels[known]) for model in fitted]
-    return fitted[int(np.argmin(losses))]
+    held_out = val_images[known], val_labels[known]
+    best = _fitted(STRENGTHS[0], x, labels)
+    least = _log_loss(best, *held_out)
+    for strength in STRENGTHS[1:]:
+        weaker = _fitted(strength, x, labels)
+        loss = _log_loss(weaker, *held_out)
+        if loss >= least:
+            break
+        best, least = weaker, loss
+    return best
 
 
 def _log_loss(regression: Pipeline, images: np.ndarray, labels: np.ndarray) -> float:
+    if not len(labels):
+        return 0.0
     columns = np.searchsorted(regression.classes_, labels)
     chosen = _predict(regression, images)[np.arange(len(labels)), columns]
     return float(-np.log(chosen.clip(min=np.finfo(float).tiny)).mean())
@@ -81,11 +90,16 @@ def _predict(regression: Pipeline, images: np.ndarray) -> np.ndarray:
     )
 
 
-def _regression(strength: float) -> Pipeline:
+def _fitted(strength: float, x: np.ndarray, labels: np.ndarray) -> Pipeline:
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(
+    regression = make_pipeline(
         StandardScaler(), LogisticRegression(C=strength, max_iter=LINEAR_ITERATIONS)
     )
+    with warnings.catch_warnings():
+        # One that ends early is regularised by that, too; the validation images judge it.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return regression.fit(x, labels)
