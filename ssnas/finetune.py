@@ -237,10 +237,7 @@ def epoch_seconds(
     step = _step(twin, lambda: _set_training(twin, config), stream.objective, descent, stream)
     batches = stream.draw_epoch()
     seconds = seconds_a_step(lambda number: step(batches, 0, number), len(batches))
-    some = data.val.take(np.arange(min(len(data.val), EVALUATION_BATCH)))
-    began = time.perf_counter()
-    predict(twin, some, data.normalise, device)
-    validation = (time.perf_counter() - began) * len(data.val) / len(some)
+    validation = latency_ms(twin, data.val, data.normalise, device) / 1000 * len(data.val)
     return seconds * stream.steps + validation
 
 
