@@ -34,7 +34,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "optimiser": "adamw",
             "schedule": "one-cycle",
             "learning_rate": 8e-3,
-            "weight_decay": 0.02,
+            "weight_decay": None,
             "decay_norms": False,
             "averaging": 0.2,
             "loss": "ce+la",
@@ -70,6 +70,7 @@ MANY_IMAGES = 1000
 """Images from which on a training is short of time rather than of images."""
 
 FEW_CHANNELS, MANY_CHANNELS = 12, 16
+FEW_DECAY, MANY_DECAY = 1.0, 0.02
 REDUCED_SIZE = 24
 """Pixels from which on a stem reduces the images."""
 
@@ -77,7 +78,7 @@ T = TypeVar("T", bound=Training)
 
 
 def sized(config: T, images: int) -> T:
-    """Replace `epochs` and `batch_size`, where they are null, by what suits a number of images.
+    """Replace what is null of `epochs`, `batch_size` and `weight_decay` by what suits the images.
 
     Args:
         config: of a search or a training.
@@ -101,7 +102,10 @@ def sized(config: T, images: int) -> T:
     if batch is None:
         batch = next((size for size, most in BATCHES if images <= most), LARGEST_BATCH)
         batch = max(2, min(batch, *parts))
-    return dataclasses.replace(config, epochs=epochs, batch_size=batch)
+    decay = config.weight_decay
+    if decay is None:
+        decay = FEW_DECAY if images < MANY_IMAGES else MANY_DECAY
+    return dataclasses.replace(config, epochs=epochs, batch_size=batch, weight_decay=decay)
 
 
 def shaped(config: Search, images: int, size: int) -> Search:

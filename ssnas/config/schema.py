@@ -23,7 +23,7 @@ from typing import Annotated, Any
 from ssnas.errors import InputError, shown
 
 BY_NUMBER = "or null"
-"""Marks whole numbers that are null where they shall follow from the number of images, by
+"""Marks numbers that are null where they shall follow from the number of images, by
 `ssnas.config.recipes.sized`, before anything reads them."""
 
 TRANSFER_WEIGHTS = ("search", "finetune", "none")
@@ -137,8 +137,8 @@ class Training:
     """Learning rate at the end of the `cosine`. Published: open; Y24 0.001."""
     momentum: float = _key(0.9, low=0.0, high=0.999)
     """Momentum of SGD, or β₁ of AdamW. Published: 0.9."""
-    weight_decay: float = _key(3e-4, low=0.0, high=1.0)
-    """Decay of ω. Published: 3e-4."""
+    weight_decay: Annotated[float, BY_NUMBER] = _key(3e-4, low=0.0, high=10.0)
+    """Decay of ω; null: by the number of images. Published: 3e-4."""
     decay_norms: bool = True
     """Decay batch norms and biases too, not the weights of convolutions and linear layers alone.
     Published: true."""
@@ -445,7 +445,7 @@ def hints_of(section: type) -> dict[str, Any]:
     """
     declared = typing.get_type_hints(section, include_extras=True)
     return {
-        key: int | None if hint == Annotated[int, BY_NUMBER] else hint
+        key: typing.get_args(hint)[0] | None if typing.get_origin(hint) is Annotated else hint
         for key, hint in declared.items()
     }
 
