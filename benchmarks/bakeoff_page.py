@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ssnas.report.papers.compare import Comparison, paired
-from ssnas.report.style import styled
+from ssnas.report.style import ACCENT, DARK, save, styled
 
 Row = Mapping[str, str]
+NEGATIVE = re.compile(r"^(\*\*)?-")
 FIGURES = {"balanced_accuracy": ("balanced accuracy (%)", 100, 1), "macro_auc": ("AUC", 1, 3)}
-PALETTE = "#0072b2", "#c65102", "#007a5a", "#8a4a78", "#5a5f2c", "#1f2933", "#b85000", "#8b929c"
 
 
 class Results:
@@ -104,7 +106,7 @@ def _cells(
     for key, decimals in (("log_loss", 3), ("parameters", 0), ("latency_ms", 2), ("seconds", 0)):
         values = list(results.by_seed(data, budget, system, key).values())
         cells.append(f"{statistics.fmean(values):,.{decimals}f}" if values else "–")
-    return [cell.replace("-", "−") if cell[:1] == "-" else cell for cell in cells]
+    return [NEGATIVE.sub(lambda match: (match[1] or "") + "−", cell) for cell in cells]
 
 
 def mean_std(values: Sequence[float], decimals: int) -> str:
@@ -149,41 +151,43 @@ def verdicts(results: Results) -> str:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Draw the mean figure of each system over the seconds of training, a panel a data set."""
-    columns = 3
+    """Draw the mean figure of each system with its deviation over the seeds, a panel a data set.
+
+    A system has a dot for each budget, in small for the shorter ones.
+    """
+    columns = 2
     rows = -(-len(results.data) // columns)
-    systems = list(dict.fromkeys(row["system"] for row in results.rows))
+    systems = list(dict.fromkeys(row["system"] for row in results.rows))[::-1]
     with styled():
-        figure = Figure(figsize=(9.5, 2.7 * rows + 0.6), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        figure = Figure(figsize=(9.5, 0.27 * (len(systems) + 2) * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
         for panel in panels[len(results.data) :]:
             panel.axis("off")
         for panel, data in zip(panels, results.data, strict=False):
             _draw_panel(panel, results, data, systems)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
-        figure.savefig(
-            path, format="svg", metadata={"Date": None, "Creator": None}, facecolor="#ffffff"
-        )
+        save(figure, path, "svg")
 
 
-def _draw_panel(panel, results: Results, data: str, systems: Sequence[str]) -> None:  # type: ignore[no-untyped-def]
-    key = "balanced_accuracy"
-    if not any(row["data"] == data and row[key] for row in results.rows):
-        key = "macro_auc"
+def _draw_panel(panel: Axes, results: Results, data: str, systems: Sequence[str]) -> None:
+    key = "balanced_accuracy" if "Chest" not in data else "macro_auc"
     title, factor, _ = FIGURES[key]
-    for colour, system in zip(PALETTE, systems, strict=False):
-        x, y, error = [], [], []
-        for budget in results.budgets(data):
+    budgets = results.budgets(data)
+    for place, system in enumerate(systems):
+        for budget in budgets:
             values = [factor * v for v in results.by_seed(data, budget, system, key).values()]
-            took = list(results.by_seed(data, budget, system, "seconds").values())
-            if values:
-                x.append(statistics.fmean(took))
-                y.append(statistics.fmean(values))
-                error.append(statistics.stdev(values) if len(values) > 1 else 0.0)
-        panel.errorbar(x, y, error, color=colour, label=system, marker="o", ms=3.5, capsize=2)
-    panel.set_title(data)
-    panel.set_xscale("log")
-    panel.set_xlabel("seconds of training, one thread")
-    panel.set_ylabel(title)
-    panel.grid(True)
+            if not values:
+                continue
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            panel.errorbar(
+                statistics.fmean(values),
+                place,
+                xerr=spread,
+                color=ACCENT if system == results.reference else DARK,
+                marker="o",
+                ms=6 if budget == budgets[-1] else 3,
+                capsize=2,
+            )
+    panel.set_yticks(range(len(systems)), systems)
+    panel.set_title(f"{data}, {budgets[-1]:g} s")
+    panel.set_xlabel(title)
+    panel.grid(True, axis="x")
