@@ -41,7 +41,7 @@ def summary(folder: Path, report: Path = _REPORT, title: str = "") -> str:
         *_field("normal cell", ops_in_words(run.genotype.normal), 2),
         *_field("reduction cell", ops_in_words(run.genotype.reduce), 2),
         *_field("network", run.network(), 2),
-        *_field("search", run.searched(), 2),
+        *_field("search", run.searched(), 1),
         f"{'test images':<26}{'ours':>12}{'linear':>12}{'constant':>12}  95 % interval of ours",
         *(
             f"  {title:<24}{ours:>12}{linear:>12}{constant:>12}  {run.interval(key)}".rstrip()

@@ -77,7 +77,7 @@ def project(tmp_path: Path) -> Path:
     (folder / "data" / "raw").mkdir(parents=True)
     (folder / "data" / "raw" / ".gitkeep").touch()
     scales = yaml.safe_load((folder / "params.yaml").read_text())["scales"]
-    edit(folder, scales=scales | {"small": TINY})
+    edit(folder, recipe="published", scales=scales | {"small": TINY})
     return folder
 
 
