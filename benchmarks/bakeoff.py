@@ -19,7 +19,6 @@ import copy
 import csv
 import dataclasses
 import itertools
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ import torch
 from torch import nn
 
 from benchmarks import bakeoff_page
+from benchmarks.measure import git
 from ssnas import metrics
 from ssnas.config.load import load_options
 from ssnas.config.recipes import shaped, sized, within
@@ -47,9 +47,11 @@ from ssnas.networks.genotype import FIXED, Genotype, derive
 from ssnas.networks.operations import RELAXATIONS
 from ssnas.networks.space import CELL_KINDS, EDGES
 from ssnas.pipeline.artifacts import RAW
+from ssnas.pipeline.budget import SEARCH_SHARE
 from ssnas.pipeline.evaluate import calibrate
 from ssnas.pipeline.make_longtail import source_of, splits_of
 from ssnas.pipeline.search import images_of
+from ssnas.report.papers.readme import replace_block
 from ssnas.runtime.allocator import keep_freed_memory
 from ssnas.runtime.device import machine, seed_everything
 from ssnas.search import epoch_seconds as search_epoch_seconds
@@ -62,9 +64,6 @@ BUNDLED = ("digits", "faces")
 """Data sets that come with packages."""
 
 PAGE, PLOT = Path("docs/bakeoff.md"), Path("docs/images/bakeoff.svg")
-START, END = "<!-- results -->", "<!-- end of the results -->"
-SEARCH_SHARE = 0.4
-"""The share of the seconds that a search may take."""
 
 
 @dataclass(frozen=True)
@@ -389,7 +388,9 @@ def run_all(options: argparse.Namespace) -> None:
             continue
         row = {"data": shown, "seed": seed, "system": system, "budget": seconds}
         row |= measure(TASKS[name], systems[system], seed, seconds, labelled)
-        append(options.out, row | {"commit": commit(), **machine(CPU)})
+        append(
+            options.out, row | {"commit": git("describe", "--always", "--dirty"), **machine(CPU)}
+        )
         balanced = row["balanced_accuracy"] or float("nan")
         print(
             f"{shown}, seed {seed}, {system}: balanced accuracy {balanced:.3f}, "
@@ -402,20 +403,9 @@ def write_page(options: argparse.Namespace) -> None:
     """Replace what stands between the page's marks by the tables of the results."""
     results = bakeoff_page.Results(read(options.results), REFERENCE)
     text = options.page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    parts = bakeoff_page.verdicts(results), bakeoff_page.tables(results)
-    body = "\n\n".join([before + START, *parts, END + after])
-    options.page.write_text(body, encoding="utf-8")
+    content = f"{bakeoff_page.verdicts(results)}\n\n{bakeoff_page.tables(results)}"
+    options.page.write_text(replace_block(text, content), encoding="utf-8")
     bakeoff_page.plot(results, options.plot)
-
-
-def commit() -> str:
-    """Name the commit of the code."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return described.stdout.strip()
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -136,12 +136,12 @@ def environment(setting: Setting) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "cuda": torch.version.cuda if setting.on_cuda else None,
         "compiled_kernels": not setting.on_cuda and kernels.library() is not None,
-        "commit": _git("rev-parse", "--verify", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
+        "commit": git("rev-parse", "--verify", "HEAD"),
+        "dirty": bool(git("status", "--porcelain")),
     }
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
     """Ask git; None outside a repository or before its first commit."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         help="none, for a fixed genotype (default), or an objective such as barlow-twins",
     )
     fit.add_argument("--scale", help="a preset of widths and epochs: small (default), paper")
-    fit.add_argument("--loss", help="such as focal+la (default) or ce+la")
+    fit.add_argument("--loss", help="such as ce+la (default) or focal+la")
     fit.add_argument("--seed", type=int, help="default 0")
     fit.add_argument("--device", help="auto (default), cpu, cuda:0, ...")
     fit.add_argument("--prior", help=f"of the decision (default balanced): {_PRIORS}")

@@ -5,6 +5,7 @@ import csv
 import pytest
 
 from benchmarks import bakeoff, bakeoff_page
+from ssnas.report.papers.readme import END, START
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +55,7 @@ def test_data_without_images_are_named_and_left_out(tmp_path, monkeypatch, capsy
 
 def test_the_page_has_a_table_for_each_data_set_and_a_plot(results, tmp_path):
     page, plot = tmp_path / "page.md", tmp_path / "plot.svg"
-    page.write_text(f"before {bakeoff.START} old {bakeoff.END} after")
+    page.write_text(f"before {START} old {END} after")
     arguments = ["page", "--results", str(results), "--page", str(page), "--plot", str(plot)]
     bakeoff.main(arguments)
     text = page.read_text()
